@@ -1,0 +1,65 @@
+# `make help` lists what there is to do. Every target sets up what it needs first, once.
+#
+# VENV=.venv   the environment to make and use; `VENV=` (empty) uses the active python3 as it is
+# PRESET=...   for `make repro`: a file of presets/, copied into params.yaml and run as an experiment
+
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+PRESET ?=
+
+ifneq ($(VENV),)
+ready := $(VENV)/.ready
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export VIRTUAL_ENV := $(abspath $(VENV))
+endif
+export PYTHONPATH := $(CURDIR)/src
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test test-slow check ui compare push sync
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(ready)  ## make .venv and install requirements.lock
+
+ifneq ($(VENV),)
+$(ready): requirements.lock
+	@echo "Setting up $(VENV): pip installs requirements.lock (on Linux, torch brings several GB for CUDA)"
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"ERROR: Python must be 3.11 or newer, got {sys.version.split()[0]}; use make PYTHON=python3.12")'
+	@test -x $(VENV)/bin/python3 || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python3 -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+endif
+
+repro: $(ready)  ## run the pipeline: what params.yaml asks for, or PRESET=tiny
+ifeq ($(PRESET),)
+	@echo "params.yaml: preset $$(sed -n 's/^preset: *\([^ #]*\).*/\1/p' params.yaml); other values: make repro PRESET=$$(ls presets | sed 's/\.yaml$$//' | paste -sd'|')"
+	@python3 -m dvc repro
+else
+	@python3 -m smollm.config.presets $(PRESET)
+	@echo "params.yaml now holds preset $(PRESET); back to the full model: make repro PRESET=smollm-135m"
+endif
+
+test: $(ready)  ## the fast tests (minutes)
+	@python3 -m pytest -m "not slow"
+
+test-slow: $(ready)  ## the long tests
+	@python3 -m pytest -m slow
+
+check: $(ready)  ## ruff and mypy
+	@ruff check .
+	@ruff format --check .
+	@mypy src stages
+
+ui: $(ready)  ## MLflow's pages on http://127.0.0.1:5000
+	@mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlruns/mlflow.db}
+
+compare: $(ready)  ## a table of all runs (ARGS="--sort bits_per_byte --csv runs.csv")
+	@python3 -m smollm.compare $(ARGS)
+
+push: $(ready)  ## copy checkpoints, models and data to the DVC remote
+	@python3 -m dvc push
+
+sync: $(ready)  ## send MLflow what it missed while it did not answer
+	@python3 -m smollm.tracking

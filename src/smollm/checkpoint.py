@@ -1,0 +1,117 @@
+"""Checkpoints: written whole or not at all, verified when read, nothing unpickled.
+
+A checkpoint is a folder:
+
+    model.safetensors      weights by Hugging Face name, float32, the tied lm_head left out
+    optimizer.safetensors  moments as <parameter name>.<moment>
+    trainer_state.json     step, what it belongs to, and the sha256 of both files
+
+The JSON file is written last, and the folder gets its final name after that.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from smollm.errors import CheckpointError
+from smollm.files import file_digest, sync_directory, write_json
+
+FORMAT = 1
+_STATE, _MODEL, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What a checkpoint knows beside its tensors."""
+
+    step: int
+    """Optimizer steps done, counted over all stages."""
+    stage: str
+    stage_step: int
+    """Optimizer steps done in `stage`."""
+    fingerprint: str
+    """Of the stage that wrote it: code, inputs and params."""
+    loss_scale: float | None
+    """fp16's loss scale, None in other precisions."""
+    clean_steps: int
+    """Steps since fp16's loss scale last changed."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    state: TrainerState
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+
+def save(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to the new folder `directory`, atomically."""
+    draft = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    tensors = {_MODEL: checkpoint.weights, _OPTIMIZER: checkpoint.moments}
+    for name, values in tensors.items():
+        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, draft / name)
+        with (draft / name).open("rb+") as file:
+            os.fsync(file.fileno())
+    digests = {name: file_digest(draft / name, "sha256") for name in tensors}
+    write_json(draft / _STATE, {"format": FORMAT, **asdict(checkpoint.state), "sha256": digests})
+    sync_directory(draft)
+    shutil.rmtree(directory, ignore_errors=True)
+    draft.rename(directory)
+    sync_directory(directory.parent)
+
+
+def load(directory: Path) -> Checkpoint:
+    """Read and verify the checkpoint in `directory`.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another format.
+    """
+    try:
+        state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+        if state.pop("format", None) != FORMAT:
+            raise CheckpointError(f"{directory}: must be a checkpoint of format {FORMAT}; train it again")
+        for name, digest in state.pop("sha256").items():
+            if file_digest(directory / name, "sha256") != digest:
+                raise CheckpointError(f"{directory / name}: must have the sha256 {digest[:12]}…, it is damaged")
+        return Checkpoint(TrainerState(**state), load_file(directory / _MODEL), load_file(directory / _OPTIMIZER))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{directory}: must be a readable checkpoint, got {type(error).__name__}: {error}"
+        ) from None
+
+
+class CheckpointStore:
+    """The newest few checkpoints of a running stage, in ``<directory>/step-<step>/``."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory, self.keep = directory, keep
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        save(self.directory / f"step-{checkpoint.state.step:08d}", checkpoint)
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that is whole; `warn` hears of each damaged one, which is removed."""
+        for directory in reversed(self._all()):
+            try:
+                return load(directory)
+            except CheckpointError as error:
+                warn(f"{error}; going back to the checkpoint before it")
+                shutil.rmtree(directory)
+        return None
+
+    def newest_directory(self) -> Path:
+        return self._all()[-1]
+
+    def _all(self) -> list[Path]:
+        return sorted(self.directory.glob("step-*"))

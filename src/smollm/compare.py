@@ -1,0 +1,80 @@
+"""A table of all runs: what differs in their params, how well they did, how fast they were.
+
+``python3 -m smollm.compare [--stage S] [--sort COLUMN] [--csv FILE]`` (`make compare`)
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from smollm.config.file import load
+from smollm.live_state import Workspace
+from smollm.tracking import Store
+
+_COLUMNS = {
+    "tags.mlflow.runName": "run",
+    "tags.stage": "stage",
+    "status": "status",
+    "metrics.train/loss": "train_loss",
+    "metrics.validation/loss": "validation_loss",
+    "metrics.validation/bits_per_byte": "bits_per_byte",
+    "metrics.speed/tokens_per_second": "tokens_per_second",
+    "start_time": "started",
+    "tags.git.commit": "commit",
+    "run_id": "run_id",
+}
+
+
+def table(runs: pd.DataFrame, stage: str | None, sort: str) -> pd.DataFrame:
+    """One row a run, with a column for each param that is not the same in all runs of a stage.
+
+    Args:
+        runs: what `mlflow.search_runs` gives.
+        stage: only runs of this stage; None for all.
+        sort: a column of the result; unknown ones are refused.
+
+    Raises:
+        SystemExit: there is no such column.
+    """
+    if stage is not None:
+        runs = runs.loc[runs["tags.stage"] == stage]
+    kept = runs.reindex(columns=list(_COLUMNS)).rename(columns=_COLUMNS)
+    kept["commit"] = kept["commit"].str[:8]
+    stages = runs.get("tags.stage", pd.Series(dtype=str))
+    params = [column for column in runs.columns if column.startswith("params.")]
+    differing = [
+        column for column in params if any(part[column].nunique(dropna=True) > 1 for _, part in runs.groupby(stages))
+    ]
+    for column in differing:
+        kept.insert(kept.columns.get_loc("train_loss"), column.removeprefix("params."), runs[column])  # type: ignore[arg-type]
+    if sort not in kept.columns:
+        raise SystemExit(f"ERROR: --sort must name a column, got {sort!r}; use one of {', '.join(kept.columns)}")
+    return kept.sort_values(sort, ascending=sort != "started", na_position="last").reset_index(drop=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare the runs that MLflow holds.")
+    parser.add_argument("--stage", choices=("tokenize", "pretrain", "finetune"))
+    parser.add_argument("--sort", default="started", metavar="COLUMN")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
+    arguments = parser.parse_args()
+    workspace = Workspace.find(Path.cwd())
+    store = Store.of(workspace.root)
+    client = store.client()
+    import mlflow
+
+    experiment = load(workspace.directory / "params.yaml").tracking.experiment
+    found = client.get_experiment_by_name(experiment)
+    runs = mlflow.search_runs([found.experiment_id], output_format="pandas") if found else pd.DataFrame()
+    if runs.empty:
+        raise SystemExit(f"No runs yet in experiment {experiment!r} of {store.shown}; `dvc repro` makes some")
+    compared = table(runs, arguments.stage, arguments.sort)
+    if arguments.csv:
+        compared.to_csv(arguments.csv, index=False)
+    with pd.option_context("display.width", None, "display.max_columns", None, "display.max_colwidth", 40):
+        print(compared.to_string(index=False, float_format=lambda value: f"{value:,.4g}", na_rep=""))
+
+
+if __name__ == "__main__":
+    main()

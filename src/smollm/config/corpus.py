@@ -1,0 +1,67 @@
+"""Section `corpus`: which text the model learns from."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated
+
+from smollm.config.fields import NOT_EMPTY, Rule, above, between
+
+RAW_DATA = "data/raw/"
+"""Own text lies below this folder, the one DVC watches: a changed byte there reruns tokenize."""
+
+
+class CorpusSource(Enum):
+    """Where documents come from."""
+
+    PYTHON = "python"
+    """Source files of the standard library and of installed packages; needs no download."""
+    PYTHON_DOCS = "python-docs"
+    """Docstrings of the standard library, documentation text of installed packages."""
+    FILES = "files"
+    """The user's own txt, md, jsonl, parquet or csv files."""
+    HUB = "hub"
+    """A dataset of the Hugging Face hub, streamed."""
+
+
+_INSIDE_RAW = Rule(
+    lambda globs: all(g.startswith(RAW_DATA) and ".." not in g for g in globs),
+    f"must name files below {RAW_DATA}, the folder that DVC watches",
+    f"put the text (or a link to it) there and write e.g. {RAW_DATA}*.txt",
+)
+
+
+@dataclass(frozen=True)
+class HubDatasetConfig:
+    """A dataset on the Hugging Face hub (source: hub)."""
+
+    dataset: str | None
+    """Repository, e.g. HuggingFaceTB/smollm-corpus."""
+    name: str | None
+    """The dataset's configuration, e.g. cosmopedia-v2."""
+    split: str
+    revision: str | None
+    """Commit of the repository; pinned, so that the text cannot change unnoticed."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """The text of one training stage."""
+
+    source: CorpusSource
+    files: Annotated[tuple[str, ...], _INSIDE_RAW]
+    """Globs below data/raw (source: files)."""
+    text_column: str
+    """The column or key with the text, in jsonl, parquet, csv and hub datasets."""
+    hub: HubDatasetConfig
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    packages: Annotated[tuple[str, ...], NOT_EMPTY]
+    """For the two python sources: `stdlib`, and names of installed distributions."""
+    max_megabytes: Annotated[float, above(0)]
+    """Upper bound of each stage's text, in MB (10^6 bytes of UTF-8)."""
+    validation_fraction: Annotated[float, above(0), between(0, 0.5)]
+    """Share of the documents held out from training."""
+    pretrain: SourceConfig
+    finetune: SourceConfig

@@ -1,0 +1,194 @@
+"""Read a whole params file: every section, every problem at once.
+
+Stages read their sections from here, and DVC reruns a stage for the sections that its entry in
+dvc.yaml names. Each start checks the whole file, so that a mistake in `finetune` is not found
+after days of `pretrain`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from smollm.config.corpus import RAW_DATA, CorpusConfig, CorpusSource
+from smollm.config.evaluation import EvaluationConfig
+from smollm.config.fields import Auto, Problems, build
+from smollm.config.model import ModelConfig
+from smollm.config.runtime import RuntimeConfig
+from smollm.config.tokenizer import TokenizerConfig, TokenizerSource
+from smollm.config.tracking import TrackingConfig
+from smollm.config.training import TrainingConfig
+from smollm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str
+    """Where the values came from; shown, read by no stage."""
+    seed: int
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    pretrain: TrainingConfig
+    finetune: TrainingConfig
+    evaluation: EvaluationConfig
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+
+
+def load(path: Path) -> Config:
+    """Read, check and freeze the file at `path`.
+
+    Raises:
+        ConfigError: with a line for each problem, or one that says why the file cannot be read.
+    """
+    values = read_values(path)
+    problems = Problems(path.name)
+    for key, text in _interpolations(values):
+        problems.add(key, "must be a plain value, since DVC compares what is written", text, "write the value out")
+    config = None if problems.lines else build(Config, values, "", problems)
+    if config is not None:
+        _check_across(config, problems)
+    if config is None or problems.lines:
+        raise ConfigError("\n".join(problems.lines))
+    return config
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The file's plain values, unchecked: numbers as OmegaConf reads them (`3e-4` is a number)."""
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path.name}: must exist, got no file in {path.parent}; copy one from presets/") from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path.name}: must be a YAML file, got an error: {reason}; mend that line") from None
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path.name}: must hold sections with settings, got a list; copy a file from presets/")
+    values = OmegaConf.to_container(loaded, resolve=False)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _interpolations(values: object, where: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _interpolations(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(values, list):
+        for index, value in enumerate(values):
+            yield from _interpolations(value, f"{where}[{index}]")
+    elif isinstance(values, str) and "${" in values:
+        yield where, values
+
+
+def _check_across(config: Config, problems: Problems) -> None:
+    """The rules that bind more than one setting."""
+    _check_model(config, problems)
+    for name in ("pretrain", "finetune"):
+        _check_training(name, getattr(config, name), config, problems)
+        _check_source(name, config, problems)
+    _check_tokenizer(config, problems)
+    if config.finetune.optimizer.kind is not config.pretrain.optimizer.kind:
+        problems.add(
+            "finetune.optimizer.kind",
+            "must be pretrain's, whose moments it continues",
+            config.finetune.optimizer.kind.value,
+            f"use {config.pretrain.optimizer.kind.value}",
+        )
+    longest = config.model.max_position_embeddings
+    if config.evaluation.sample_tokens >= longest:
+        problems.add(
+            "evaluation.sample_tokens",
+            f"must be below model.max_position_embeddings ({longest})",
+            config.evaluation.sample_tokens,
+            f"use {min(50, longest // 2)}",
+        )
+
+
+def _check_model(config: Config, problems: Problems) -> None:
+    model = config.model
+    heads = model.num_attention_heads
+    if model.hidden_size % heads or model.head_dim % 2:
+        problems.add(
+            "model.hidden_size",
+            f"must be an even multiple of model.num_attention_heads ({heads})",
+            model.hidden_size,
+            f"use {max(1, round(model.hidden_size / heads / 2)) * 2 * heads}",
+        )
+    if heads % model.num_key_value_heads:
+        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+        problems.add(
+            "model.num_key_value_heads",
+            f"must divide model.num_attention_heads ({heads})",
+            model.num_key_value_heads,
+            f"use one of {', '.join(map(str, divisors))}",
+        )
+
+
+def _check_training(name: str, training: TrainingConfig, config: Config, problems: Problems) -> None:
+    context = config.model.max_position_embeddings
+    if training.sequence_length > context:
+        problems.add(
+            f"{name}.sequence_length",
+            f"must not exceed model.max_position_embeddings ({context})",
+            training.sequence_length,
+            f"use {context} or fewer",
+        )
+    schedule = training.schedule
+    room = training.steps - round(schedule.decay_fraction * training.steps)
+    if schedule.warmup_steps > room:
+        problems.add(
+            f"{name}.schedule.warmup_steps",
+            f"must leave room for the decay: at most {room} of the {training.steps} steps",
+            schedule.warmup_steps,
+            f"use {room} or fewer",
+        )
+    micro, whole = config.runtime.micro_batch_size, training.sequences_per_step
+    if not isinstance(micro, Auto) and whole % micro:
+        divisors = [n for n in range(1, whole + 1) if whole % n == 0]
+        near = sorted(sorted(divisors, key=lambda n: abs(n - micro))[:2])
+        problems.add(
+            "runtime.micro_batch_size",
+            f"must divide the {whole} sequences of a {name} step",
+            micro,
+            f"use {' or '.join(map(str, near))}",
+        )
+
+
+def _check_source(name: str, config: Config, problems: Problems) -> None:
+    source: Any = getattr(config.corpus, name)
+    where = f"corpus.{name}"
+    if source.source is CorpusSource.FILES and not source.files:
+        problems.add(f"{where}.files", "must name files when source is files", [], f'use e.g. ["{RAW_DATA}*.txt"]')
+    if source.source is CorpusSource.HUB:
+        for key in ("dataset", "revision"):
+            if getattr(source.hub, key) is None:
+                problems.add(
+                    f"{where}.hub.{key}", "must be set when source is hub", None, "copy it from the hub's page"
+                )
+
+
+def _check_tokenizer(config: Config, problems: Problems) -> None:
+    tokenizer = config.tokenizer
+    if tokenizer.source is TokenizerSource.TRAIN and tokenizer.vocab_size > config.model.vocab_size:
+        problems.add(
+            "tokenizer.vocab_size",
+            f"must not exceed model.vocab_size ({config.model.vocab_size})",
+            tokenizer.vocab_size,
+            f"use {config.model.vocab_size} or fewer",
+        )
+    if tokenizer.source is TokenizerSource.FILE and not (tokenizer.file or "").startswith(RAW_DATA):
+        problems.add(
+            "tokenizer.file",
+            f"must lie below {RAW_DATA} when source is file",
+            tokenizer.file,
+            f"use e.g. {RAW_DATA}tokenizer.json",
+        )
+    if tokenizer.source is TokenizerSource.HUB:
+        for key in ("repository", "revision"):
+            if getattr(tokenizer, key) is None:
+                problems.add(f"tokenizer.{key}", "must be set when source is hub", None, "copy it from the hub's page")

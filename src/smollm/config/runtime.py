@@ -1,0 +1,36 @@
+"""Section `runtime`: where and how to run. Not what is computed, so no stage depends on it."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated
+
+from smollm.config.fields import Auto, at_least
+
+
+class DeviceKind(Enum):
+    AUTO = "auto"
+    CUDA = "cuda"
+    MPS = "mps"
+    CPU = "cpu"
+
+
+class Precision(Enum):
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    device: DeviceKind
+    """auto: CUDA, else MPS, else the CPU."""
+    precision: Precision
+    """auto: bf16 where the device computes with it, else fp16 with loss scaling, else fp32."""
+    compile: Auto | bool
+    """auto: torch.compile where it works and pays."""
+    micro_batch_size: Annotated[Auto | int, at_least(1)]
+    """Sequences computed at once; auto: the largest that fits."""
+    checkpoint_every_steps: Annotated[int, at_least(1)]
+    """How much a kill can cost."""
+    keep_checkpoints: Annotated[int, at_least(1)]

@@ -1,0 +1,16 @@
+"""Section `tracking`: what MLflow is told. No stage depends on it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from smollm.config.fields import NOT_EMPTY, above
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    experiment: Annotated[str, NOT_EMPTY]
+    """MLflow experiment of all three stages."""
+    send_every_seconds: Annotated[float, above(0)]
+    """How often new points go to MLflow."""
+    system_metrics_every_seconds: Annotated[float, above(0)]
+    """How often CPU, memory, disk, network and GPU use are measured."""

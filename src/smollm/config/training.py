@@ -1,0 +1,70 @@
+"""Sections `pretrain` and `finetune`: one type, for one trainer."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated
+
+from smollm.config.fields import Rule, above, at_least, below, between
+
+
+class OptimizerKind(Enum):
+    """How gradients become updates."""
+
+    MUON = "muon"
+    """Muon for the hidden matrices, AdamW for the embedding and the norms."""
+    ADAMW = "adamw"
+    """AdamW for everything."""
+
+
+_BETAS = Rule(
+    lambda betas: all(beta is not None and 0 <= beta < 1 for beta in betas),
+    "must be two numbers from 0 to below 1",
+    "use e.g. [0.9, 0.95]",
+)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    kind: OptimizerKind
+    lr: Annotated[float, above(0)]
+    """Peak learning rate."""
+    weight_decay: Annotated[float, at_least(0)]
+    """Decoupled, on matrices alone."""
+    betas: Annotated[tuple[float, float], _BETAS]
+    """Decay of AdamW's two moments."""
+    eps: Annotated[float, above(0)]
+    momentum: Annotated[float, at_least(0), below(1)]
+    """Muon's Nesterov momentum."""
+    newton_schulz_steps: Annotated[int, between(1, 20)]
+    """Muon's iterations towards an orthogonal update."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Warm-up, stable, decay (arXiv:2404.06395)."""
+
+    warmup_steps: Annotated[int, at_least(0)]
+    decay_fraction: Annotated[float, between(0, 1)]
+    """The last part of the stage, in which the rate falls linearly."""
+    final_lr_fraction: Annotated[float, between(0, 1)]
+    """The rate at the last step, as a fraction of the peak."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    steps: Annotated[int, at_least(1)]
+    sequences_per_step: Annotated[int, at_least(1)]
+    """The global batch; how it is cut for the hardware is `runtime.micro_batch_size`."""
+    sequence_length: Annotated[int, at_least(2)]
+    """Tokens of a sequence."""
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    gradient_clip: Annotated[float, above(0)]
+    """Largest norm of the whole gradient."""
+    log_every_steps: Annotated[int, at_least(1)]
+    sample_every_steps: Annotated[int, at_least(1)]
+    validate_every_steps: Annotated[int, at_least(1)]
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.sequences_per_step * self.sequence_length

@@ -1,0 +1,201 @@
+"""Documents to token files: split, deduplicated, encoded, with a manifest.
+
+Of each stage's text, below ``data/tokens/<stage>/``:
+
+    train.bin, validation.bin    token ids, uint16 or uint32, each document followed by end-of-text
+    *.offsets.bin                uint64 index of each document's first token
+    documents.tsv                every document: split, bytes, tokens, sha256, where it came from
+    manifest.json                counts, digests and versions
+"""
+
+import csv
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from smollm.corpus import Document, Source
+from smollm.errors import CorpusError
+from smollm.files import file_digest, write_json
+from smollm.tokens import TRAIN, VALIDATION, token_dtype
+
+_BATCH_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Unique:
+    """A document that no earlier one equals."""
+
+    document: Document
+    split: str
+    bytes: int
+    sha256: str
+
+
+def unique_documents(
+    source: Source, max_megabytes: float, validation_fraction: float, removed: Callable[[], object] = lambda: None
+) -> Iterator[Unique]:
+    """Documents of `source` up to `max_megabytes`, exact duplicates left out, each on its side.
+
+    The side follows from the document's key alone, so that one file's code and documentation,
+    in two stages, are never on different sides.
+    """
+    seen: set[bytes] = set()
+    size = 0
+    for document in source.documents():
+        text = document.text.encode("utf-8", "surrogatepass")
+        digest = hashlib.sha256(text)
+        if digest.digest() in seen:
+            removed()
+            continue
+        if size + len(text) > max_megabytes * 1e6:
+            if size == 0:
+                raise CorpusError(
+                    f"params.yaml: corpus.max_megabytes must hold the first document ({document.key}, "
+                    f"{len(text) / 1e6:.2f} MB), got {max_megabytes}; raise it"
+                )
+            return
+        seen.add(digest.digest())
+        size += len(text)
+        place = int.from_bytes(hashlib.sha256(document.key.encode()).digest()[-8:], "big") / 2**64
+        side = VALIDATION if place < validation_fraction else TRAIN
+        yield Unique(document, side, len(text), digest.hexdigest())
+
+
+def training_texts(source: Source, max_megabytes: float, validation_fraction: float) -> Iterator[str]:
+    """Texts of the training side, up to `max_megabytes`: what a tokenizer may learn from."""
+    size = 0
+    for one in unique_documents(source, float("inf"), validation_fraction):
+        if one.split == TRAIN:
+            if size and size + one.bytes > max_megabytes * 1e6:
+                return
+            size += one.bytes
+            yield one.document.text
+
+
+class _Side:
+    """The growing files of one side of the split."""
+
+    def __init__(self, directory: Path, name: str, dtype: type[np.unsignedinteger]) -> None:
+        self.tokens_path, self.offsets_path = directory / f"{name}.bin", directory / f"{name}.offsets.bin"
+        self.dtype = dtype
+        self.documents = self.bytes = self.tokens = 0
+        self._tokens: BinaryIO = self.tokens_path.open("wb")
+        self._offsets: BinaryIO = self.offsets_path.open("wb")
+
+    def add(self, ids: list[int], size: int) -> None:
+        self._offsets.write(np.uint64(self.tokens).tobytes())
+        self._tokens.write(np.array(ids, dtype=self.dtype).tobytes())
+        self.documents += 1
+        self.bytes += size
+        self.tokens += len(ids)
+
+    def close(self) -> None:
+        self._tokens.close()
+        self._offsets.close()
+
+    def summary(self) -> dict[str, object]:
+        return {
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "tokens": self.tokens,
+            "bytes_per_token": round(self.bytes / max(1, self.tokens - self.documents), 4),
+            "sha256": file_digest(self.tokens_path, "sha256"),
+        }
+
+
+def write(
+    directory: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    end_of_text: str,
+    max_megabytes: float,
+    validation_fraction: float,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write the token files of `source` below `directory` and return their manifest.
+
+    Memory stays flat: a few megabytes of text at a time, and a digest for each document.
+
+    Args:
+        progress: called with the bytes of text done since the last call.
+
+    Raises:
+        CorpusError: there is no text, or it cannot be read.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+    dtype = token_dtype(vocab_size)
+    end = tokenizer.token_to_id(end_of_text)
+    assert end is not None, "a checked tokenizer"
+    sides = {name: _Side(directory, name, dtype) for name in (TRAIN, VALIDATION)}
+    duplicates = itertools.count()
+    documents = unique_documents(source, max_megabytes, validation_fraction, lambda: next(duplicates))
+    listing = directory / "documents.tsv"
+    with listing.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
+        rows.writerow(["split", "bytes", "tokens", "sha256", "key"])
+        for batch in _batches(documents):
+            encoded = tokenizer.encode_batch_fast([one.document.text for one in batch], add_special_tokens=False)
+            for one, encoding in zip(batch, encoded, strict=True):
+                sides[one.split].add([*encoding.ids, end], one.bytes)
+                rows.writerow([one.split, one.bytes, len(encoding.ids), one.sha256, one.document.key])
+            progress(sum(one.bytes for one in batch))
+    for side in sides.values():
+        side.close()
+    if not sides[TRAIN].documents:
+        raise CorpusError(
+            f"params.yaml: corpus.{source.stage} must give text to train on, got "
+            f"{sides[VALIDATION].documents} documents, none for training; add text"
+        )
+    split = "by document"
+    if not sides[VALIDATION].documents:
+        split = "by tail: too few documents for a split by document"
+        _cut_tail(sides[TRAIN], sides[VALIDATION], validation_fraction)
+    manifest: dict[str, Any] = {
+        "source": source.config.source.value,
+        "versions": source.versions(),
+        "split": split,
+        "vocab_size": vocab_size,
+        "dtype": np.dtype(dtype).name,
+        "end_of_text_id": end,
+        "duplicates_removed": next(duplicates),
+        "not_utf8_left_out": source.not_utf8,
+        TRAIN: sides[TRAIN].summary(),
+        VALIDATION: sides[VALIDATION].summary(),
+        "documents_sha256": file_digest(listing, "sha256"),
+    }
+    write_json(directory / "manifest.json", manifest)
+    return manifest
+
+
+def _batches(documents: Iterator[Unique]) -> Iterator[list[Unique]]:
+    batch: list[Unique] = []
+    size = 0
+    for one in documents:
+        batch.append(one)
+        size += one.bytes
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _cut_tail(train: _Side, validation: _Side, fraction: float) -> None:
+    """Hold out the last part of the training tokens, where no whole document could be."""
+    held_out = max(1, int(train.tokens * fraction))
+    kept = train.tokens - held_out
+    bytes_per_token = train.bytes / train.tokens
+    tokens = np.fromfile(train.tokens_path, dtype=train.dtype)
+    tokens[:kept].tofile(train.tokens_path)
+    tokens[kept:].tofile(validation.tokens_path)
+    np.zeros(1, np.uint64).tofile(validation.offsets_path)
+    validation.documents, validation.tokens = 1, held_out
+    validation.bytes = round(held_out * bytes_per_token)
+    train.tokens, train.bytes = kept, train.bytes - validation.bytes

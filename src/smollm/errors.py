@@ -1,0 +1,36 @@
+"""The errors that a user can cause and mend: each ends a stage with one line, not a traceback."""
+
+import signal
+
+
+class PipelineError(RuntimeError):
+    """Base of all errors whose message tells the user what to do."""
+
+
+class ConfigError(PipelineError, ValueError):
+    """One or more settings are refused; the message has a line for each of them."""
+
+
+class CorpusError(PipelineError):
+    """The text to train on, or the tokenizer, cannot be used."""
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint is missing, damaged, or belongs to something else."""
+
+
+class StateError(PipelineError):
+    """The live state of a stage is in use by another process."""
+
+
+class TrainingError(PipelineError):
+    """Training cannot go on: non-finite numbers, no memory, no such device."""
+
+
+class Interrupted(PipelineError):
+    """A signal asked the stage to stop; its state is saved."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name} after step {step}, all of it saved; `dvc repro` goes on from there")
+        self.exit_code = 128 + signal_number

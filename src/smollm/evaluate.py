@@ -1,0 +1,58 @@
+"""Validation loss and bits per byte on held-out text."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smollm.batches import Ids
+from smollm.hardware import Hardware
+from smollm.model import IGNORED, LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Validation:
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    """The same per UTF-8 byte of text: comparable across tokenizers, on one text."""
+
+
+def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
+    """Convert a mean loss in nats over `tokens` tokens that stand for `text_bytes` bytes."""
+    return loss * tokens / (math.log(2) * text_bytes)
+
+
+class Evaluator:
+    """Measures a model on fixed windows of held-out tokens, `batch` of them at a time."""
+
+    def __init__(self, windows: Ids, token_bytes: NDArray[np.int64], batch: int, hardware: Hardware) -> None:
+        """
+        Args:
+            windows: (N, T+1) token ids.
+            token_bytes: (V,) bytes of text that each id stands for.
+            batch: windows computed at once; the training micro-batch, so that a compiled model
+                sees one shape.
+            hardware: device and precision.
+        """
+        self.windows, self.batch, self.hardware = windows, batch, hardware
+        self.text_bytes = max(1, int(token_bytes[windows[:, 1:]].sum()))
+
+    def __call__(self, model: LlamaForCausalLM) -> Validation:
+        """Mean loss over all targets. The end-of-text targets count too, and stand for no bytes."""
+        device = self.hardware.device
+        total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+        for start in range(0, len(self.windows), self.batch):
+            ids = torch.from_numpy(self.windows[start : start + self.batch]).to(device)
+            real = ids[:, 1:].numel()
+            inputs = torch.zeros(self.batch, ids.shape[1] - 1, dtype=ids.dtype, device=device)
+            targets = torch.full_like(inputs, IGNORED)
+            inputs[: len(ids)], targets[: len(ids)] = ids[:, :-1], ids[:, 1:]
+            # not under no_grad: the compiled training graph serves here too, its backward unused
+            with self.hardware.autocast():
+                total += model.loss(inputs, targets).detach() * real
+        tokens = self.windows[:, 1:].size
+        loss = float(total) / tokens
+        return Validation(loss, bits_per_byte(loss, tokens, self.text_bytes))

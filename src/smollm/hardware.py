@@ -1,0 +1,122 @@
+"""Device, precision and compilation: chosen by itself, or as `runtime` says."""
+
+import platform
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from smollm.config.fields import Auto
+from smollm.config.runtime import DeviceKind, Precision, RuntimeConfig
+from smollm.errors import TrainingError
+
+_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a stage runs on."""
+
+    device: torch.device
+    precision: Precision
+    compile: bool
+    name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrix products are computed in."""
+        return _DTYPES[self.precision]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products and attention in `dtype`; weights and sums stay in float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.precision is not Precision.FP32)
+
+    def synchronize(self) -> None:
+        """Wait for the device to have done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def peak_memory_gib(self) -> float:
+        """The most memory used so far, in GiB: of the GPU, or of the process."""
+        if self.device.type == "cuda":
+            used = torch.cuda.max_memory_allocated()
+        elif self.device.type == "mps":
+            used = torch.mps.driver_allocated_memory()
+        else:
+            used = psutil.Process().memory_info().rss
+        return float(used) / 2**30
+
+    def attention_kernel(self, query_heads: int, key_value_heads: int, head_dim: int, length: int) -> str:
+        """Which kernel `scaled_dot_product_attention` chooses for these shapes."""
+        if self.device.type != "cuda":
+            return f"{self.device.type} default"
+        query = torch.empty(1, query_heads, length, head_dim, dtype=self.dtype, device=self.device)
+        key = torch.empty(1, key_value_heads, length, head_dim, dtype=self.dtype, device=self.device)
+        choice = torch._fused_sdp_choice(query, key, key, is_causal=True, enable_gqa=query_heads != key_value_heads)
+        names = {0: "math", 1: "flash attention", 2: "memory-efficient", 3: "cuDNN"}
+        return names.get(int(choice), "unknown")
+
+
+def choose(runtime: RuntimeConfig) -> Hardware:
+    """Resolve `runtime` on this machine, and switch TF32 on for what stays in float32.
+
+    Raises:
+        TrainingError: it asks for a device or precision that is not there.
+    """
+    device = _choose_device(runtime.device)
+    precision = _choose_precision(runtime.precision, device)
+    torch.set_float32_matmul_precision("highest" if precision is Precision.FP32 and device.type == "cpu" else "high")
+    compiles = device.type in ("cuda", "cpu") and (device.type == "cuda" or _compiler_exists())
+    compile = compiles if isinstance(runtime.compile, Auto) else runtime.compile
+    cpu_name = str(_cpu_capabilities().get("cpu_name", platform.machine()))
+    name = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name
+    return Hardware(device, precision, compile, name)
+
+
+def _compiler_exists() -> bool:
+    """torch.compile turns code for the CPU into C++."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def _choose_device(wanted: DeviceKind) -> torch.device:
+    there: dict[DeviceKind, Callable[[], bool]] = {
+        DeviceKind.CUDA: torch.cuda.is_available,
+        DeviceKind.MPS: torch.backends.mps.is_available,
+        DeviceKind.CPU: lambda: True,
+    }
+    if wanted is DeviceKind.AUTO:
+        wanted = next(kind for kind, available in there.items() if available())
+    elif not there[wanted]():
+        raise TrainingError(
+            f"params.yaml: runtime.device must be a device of this machine, got {wanted.value!r}, which torch "
+            f"{torch.__version__} does not find; use auto"
+        )
+    return torch.device(wanted.value)
+
+
+def _choose_precision(wanted: Precision, device: torch.device) -> Precision:
+    if wanted is Precision.FP16 and device.type == "cpu":
+        raise TrainingError("params.yaml: runtime.precision must be bf16 or fp32 on the CPU, got 'fp16'; use auto")
+    if wanted is not Precision.AUTO:
+        return wanted
+    if device.type == "cuda":
+        return Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP16
+    if device.type == "mps":
+        return Precision.FP16
+    return Precision.BF16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_products() else Precision.FP32
+
+
+def _has_bf16_products() -> bool:
+    """Whether the CPU multiplies bf16 numbers itself; emulated, they are slower than float32."""
+    return any(_cpu_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _cpu_capabilities() -> dict[str, object]:
+    """What torch knows of the CPU; nothing where this torch has no such question."""
+    ask = getattr(torch.cpu, "get_capabilities", dict)
+    return dict(ask())

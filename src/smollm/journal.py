@@ -1,0 +1,77 @@
+"""The append-only record of a running stage: the only source of its reports and its tracking.
+
+One JSON object a line. A training step is recorded once: when a resumed stage computes a step
+again that was recorded before the kill, the first record stands.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EVENT = "event"
+"""Kind of the records that are a line of the training log; any number may share a step."""
+
+
+@dataclass(frozen=True)
+class Record:
+    kind: str
+    """step, speed, validation, sample, result or event."""
+    step: int
+    time: float
+    """Seconds since the epoch."""
+    values: dict[str, Any]
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Complete records from byte `offset` on, each with the offset that follows it."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            values = json.loads(line)
+            yield Record(values.pop("kind"), values.pop("step"), values.pop("time"), values), offset
+
+
+class Journal:
+    """Writes records to `path`, going on where an earlier process stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: set[tuple[str, int]] = set()
+        end = 0
+        for record, after in read(path):
+            self._seen.add((record.kind, record.step))
+            end = after
+        self._file = path.open("ab")
+        self._file.truncate(end)  # a line torn by a kill
+
+    def append(self, kind: str, step: int, **values: object) -> None:
+        """Record `values`, unless this kind of record exists for `step` already."""
+        if kind != EVENT and (kind, step) in self._seen:
+            return
+        self._seen.add((kind, step))
+        line = json.dumps({"kind": kind, "step": step, "time": time.time(), **values}, ensure_ascii=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+    def event(self, step: int, message: str) -> None:
+        """Record a line for the training log."""
+        self.append(EVENT, step, message=message)
+
+    def records(self) -> list[Record]:
+        return [record for record, _ in read(self.path)]
+
+    def sync(self) -> None:
+        """Bring everything recorded so far to the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()

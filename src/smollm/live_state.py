@@ -1,0 +1,203 @@
+"""The live state of a stage: everything it writes while it runs, in ``.resume/<stage>/<fingerprint>/``.
+
+DVC deletes a stage's outputs before it starts it, so what must survive a kill lives here, unknown
+to DVC. The fingerprint covers the stage's command, its dependencies and its parameters as dvc.yaml
+names them: a stage that is started with the same three goes on where it was, any other one starts
+afresh, and the state of abandoned ones is removed.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import yaml
+
+from smollm.config.file import read_values
+from smollm.errors import StateError
+from smollm.files import dvc_digest
+from smollm.journal import Journal
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a stage runs, and where its repository is."""
+
+    directory: Path
+    """The working tree whose dvc.yaml, params and outputs are used."""
+    root: Path
+    """The repository that outlives it: the same, but for DVC's temporary experiment folders."""
+
+    @classmethod
+    def find(cls, directory: Path) -> "Workspace":
+        """The workspace at `directory`; DVC names the repository in DVC_ROOT."""
+        root = os.environ.get("DVC_ROOT")
+        return cls(directory, Path(root) if root else directory)
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """The stage's entry in dvc.yaml."""
+        text = (self.directory / "dvc.yaml").read_text(encoding="utf-8")
+        stages: dict[str, dict[str, Any]] = yaml.safe_load(text)["stages"]
+        return stages[name]
+
+    def inputs(self, name: str) -> dict[str, str | None]:
+        """The digest of each of the stage's dependencies, by path."""
+        return {path: dvc_digest(self.directory / path) for path in self.stage(name)["deps"]}
+
+    def params(self, name: str) -> dict[str, Any]:
+        """The values of the params that the stage declares."""
+        values = read_values(self.directory / "params.yaml")
+        return {key: values[key] for key in self.stage(name)["params"]}
+
+    def is_recorded(self, name: str, fingerprint: str) -> bool:
+        """Whether dvc.lock holds the result of the stage for this fingerprint."""
+        lock = self.directory / "dvc.lock"
+        if not lock.exists():
+            return False
+        entry = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}).get(name)
+        if entry is None:
+            return False
+        inputs = {dependency["path"]: dependency.get("md5") for dependency in entry.get("deps", [])}
+        params = entry.get("params", {}).get("params.yaml", {})
+        return fingerprint_of(entry["cmd"], inputs, params) == fingerprint
+
+
+def fingerprint_of(command: str, inputs: dict[str, str | None], params: dict[str, Any]) -> str:
+    """What a stage computes, in 16 hexadecimal digits."""
+    text = json.dumps([command, inputs, params], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class LiveState:
+    """The locked live state of one stage, as a context manager.
+
+    Attributes:
+        directory: the state's own folder.
+        fingerprint: of the stage's command, inputs and params.
+        inputs: digest of each dependency, by path.
+        is_complete: whether the work is done and only its outputs may be missing.
+        journal: what happened so far.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        workspace: Workspace,
+        say: Callable[[str], None],
+        on_abandoned: Callable[[Path], None],
+    ) -> None:
+        """
+        Args:
+            stage: name in dvc.yaml.
+            workspace: where it runs.
+            say: prints a line for the user.
+            on_abandoned: called with the folder of each abandoned state before it is removed.
+
+        Raises:
+            StateError: another process of this workspace runs the stage.
+        """
+        self.stage, self.workspace, self._say = stage, workspace, say
+        self.inputs = workspace.inputs(stage)
+        self.fingerprint = fingerprint_of(workspace.stage(stage)["cmd"], self.inputs, workspace.params(stage))
+        self._home = workspace.root / ".resume" / stage
+        self.directory = self._home / self.fingerprint
+        self._on_abandoned = on_abandoned
+
+    def __enter__(self) -> "LiveState":
+        self._visit_others()
+        self._lock = self._acquire()
+        if self.is_complete and self.workspace.is_recorded(self.stage, self.fingerprint):
+            self._say(f"{self.stage}: forced to run again; starting from its beginning")
+            for path in self.directory.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.journal = Journal(self.directory / "journal.jsonl")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.journal.close()
+        self._lock.close()
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.directory / "complete").exists()
+
+    def mark_complete(self) -> None:
+        self.journal.sync()
+        (self.directory / "complete").touch()
+
+    def _acquire(self) -> IO[str]:
+        said = False
+        while True:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            file = (self.directory / "lock").open("a+")
+            holder = _try_lock(file)
+            if holder is None:
+                if _is_file_at(file, self.directory / "lock"):
+                    file.seek(0)
+                    file.truncate()
+                    json.dump({"pid": os.getpid(), "workspace": str(self.workspace.directory)}, file)
+                    file.flush()
+                    return file
+            elif holder.get("workspace") == str(self.workspace.directory):
+                self._refuse(holder)
+            elif not said:
+                self._say(f"{self.stage}: waiting for process {holder.get('pid')}, which computes the same elsewhere")
+                said = True
+            file.close()
+            time.sleep(0.2)
+
+    def _visit_others(self) -> None:
+        """Refuse to run beside a process of this workspace; remove states that nobody will continue."""
+        for directory in sorted(self._home.glob("*")):
+            if directory == self.directory or not directory.is_dir():
+                continue
+            with (directory / "lock").open("a+") as file:
+                holder = _try_lock(file)
+                if holder is None:
+                    self._say(f"{self.stage}: removing the state of a run with other inputs ({directory.name})")
+                    self._on_abandoned(directory)
+                    shutil.rmtree(directory)
+                elif holder.get("workspace") == str(self.workspace.directory):
+                    self._refuse(holder)
+
+    def _refuse(self, holder: dict[str, Any]) -> None:
+        pid = holder.get("pid")
+        raise StateError(
+            f"{self.stage}: must be the only one running in this workspace, got process {pid} still at it; "
+            f"let it finish, or stop it with `kill {pid}`, then run `dvc repro` again"
+        )
+
+
+def _try_lock(file: IO[str]) -> dict[str, Any] | None:
+    """Lock `file` and return None, or return what its holder wrote there."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        try:
+            holder: dict[str, Any] = json.loads(file.read())
+        except ValueError:  # it has not written yet
+            holder = {}
+        return holder
+    return None
+
+
+def _is_file_at(file: IO[str], path: Path) -> bool:
+    """Whether `path` still names the open `file`, which another process may have removed."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def seconds_since_start() -> float:
+    """Seconds that this process has lived, imports included."""
+    return time.time() - psutil.Process().create_time()

@@ -1,0 +1,71 @@
+"""How many sequences are computed at once, found out before the first step."""
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from smollm.batches import Batches
+from smollm.config.fields import Auto
+from smollm.errors import TrainingError
+from smollm.hardware import Hardware
+from smollm.model import LlamaForCausalLM
+
+_MOST_TOKENS = {"cuda": 65_536, "mps": 16_384, "cpu": 16_384}
+"""More tokens at once cost memory and gain no speed."""
+
+
+def candidates(sequences: int, length: int, most_tokens: int) -> list[int]:
+    """Divisors of `sequences` of at most `most_tokens` tokens, from the largest; 1 at least."""
+    divisors = [n for n in range(sequences, 0, -1) if sequences % n == 0]
+    return [n for n in divisors if n * length <= most_tokens] or [1]
+
+
+def rehearse(
+    model: LlamaForCausalLM,
+    batches: Batches,
+    wanted: Auto | int,
+    hardware: Hardware,
+    warn: Callable[[str], None],
+) -> int:
+    """Compute one gradient and throw it away; return the micro-batch size that worked.
+
+    Compiles the model on the way, where `hardware` says so, and falls back to the uncompiled one,
+    with a warning, where the compiler fails.
+
+    Raises:
+        TrainingError: not even the smallest, or the wanted one, fits into memory.
+    """
+    most = _MOST_TOKENS[hardware.device.type]
+    sizes = candidates(batches.sequences, batches.length, most) if isinstance(wanted, Auto) else [wanted]
+    if hardware.compile:
+        model.compile_parts()
+    for size in sizes:
+        try:
+            _try(model, batches, size, hardware)
+        except torch.OutOfMemoryError:
+            pass  # leave the handler first: its traceback holds the tensors
+        except (torch._inductor.exc.InductorError, torch._dynamo.exc.TorchDynamoException) as error:
+            warn(f"torch.compile failed ({str(error).splitlines()[0]}); going on without it")
+            model.forget_compilation()
+            _try(model, batches, size, hardware)
+            return size
+        else:
+            return size
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise TrainingError(
+        f"params.yaml: runtime.micro_batch_size must fit the memory of {hardware.name}, got {sizes[-1]} sequences of "
+        f"{batches.length} tokens; lower it, or the stage's sequence_length, or choose a smaller model"
+    )
+
+
+def _try(model: LlamaForCausalLM, batches: Batches, size: int, hardware: Hardware) -> None:
+    try:
+        inputs, targets = (torch.from_numpy(ids[:size].copy()).to(hardware.device) for ids in batches(1))
+        with hardware.autocast():
+            loss = model.loss(inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        hardware.synchronize()
+    finally:
+        model.zero_grad(set_to_none=True)

@@ -1,0 +1,157 @@
+"""AdamW, and Muon for the hidden matrices, as one optimizer with one state.
+
+Muon is momentum whose update is made orthogonal by a few Newton-Schulz iterations
+(kellerjordan.github.io/posts/muon), scaled so that AdamW's learning rate fits it (arXiv:2502.16982).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from smollm.config.training import OptimizerConfig, OptimizerKind
+from smollm.errors import CheckpointError
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Replace the singular values of each matrix by values near 1, keeping the singular vectors.
+
+    Args:
+        matrices: (..., rows, columns), any float dtype.
+        steps: Newton-Schulz iterations; 5 bring the values to between about 0.7 and 1.2.
+        dtype: to compute in; bfloat16 is precise enough.
+
+    Returns:
+        Same shape, in `dtype`.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).to(dtype, memory_format=torch.contiguous_format)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum with an orthogonal update, for matrices; same shapes are done together."""
+
+    def __init__(self, parameters: list[nn.Parameter], config: OptimizerConfig, dtype: torch.dtype) -> None:
+        defaults = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.momentum}
+        self.newton_schulz_steps, self.dtype = config.newton_schulz_steps, dtype
+        by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            by_shape[parameter.shape].append(parameter)
+        super().__init__([{"params": group} for group in by_shape.values()], defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the parameters from their gradients, which are left as they are."""
+        for group in self.param_groups:
+            parameters: list[Tensor] = group["params"]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            assert len(gradients) == len(parameters), "every matrix has a gradient"
+            buffers = [self._momentum(p) for p in parameters]
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
+            stacked = orthogonalize(torch.stack(tuple(updates)), self.newton_schulz_steps, self.dtype)
+            scale = 0.2 * max(parameters[0].shape) ** 0.5
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, list(stacked.to(parameters[0].dtype)), alpha=-group["lr"] * scale)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+class Optimizer:
+    """The optimizers of one model, with a state that is keyed by parameter name."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32) -> None:
+        """
+        Args:
+            model: on its device already.
+            config: kind and settings.
+            dtype: what Muon's orthogonalization computes in; states stay in float32.
+        """
+        named = dict(model.named_parameters())
+        is_hidden = {name: p.ndim == 2 and ".layers." in name for name, p in named.items()}
+        muon = {name: p for name, p in named.items() if config.kind is OptimizerKind.MUON and is_hidden[name]}
+        rest = {name: p for name, p in named.items() if name not in muon}
+        self.kind = config.kind
+        self.named = named
+        self.parts: list[torch.optim.Optimizer] = [
+            AdamW(
+                [
+                    {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": config.weight_decay},
+                    {"params": [p for p in rest.values() if p.ndim == 1], "weight_decay": 0.0},
+                ],
+                lr=config.lr,
+                betas=config.betas,
+                eps=config.eps,
+                fused=True,
+            )
+        ]
+        if muon:
+            self.parts.append(Muon(list(muon.values()), config, dtype))
+
+    def set_learning_rate(self, rate: float) -> None:
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """All moments, as ``<parameter name>.<moment>``, on the parameters' device."""
+        return dict(self._entries())
+
+    def _entries(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.named.items():
+            for part in self.parts:
+                for moment, value in part.state.get(parameter, {}).items():
+                    yield f"{name}.{moment}", value
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over moments that `state()` gave.
+
+        Raises:
+            CheckpointError: they belong to another kind of optimizer or another model.
+        """
+        expected = {
+            f"{name}.{moment}": parameter
+            for part in self.parts
+            for moments in [("momentum_buffer",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq", "step")]
+            for group in part.param_groups
+            for parameter in group["params"]
+            for name in [self._name(parameter)]
+            for moment in moments
+        }
+        if expected.keys() != state.keys():
+            odd = sorted(expected.keys() ^ state.keys())
+            raise CheckpointError(
+                f"the checkpoint's optimizer state does not fit {self.kind.value}: "
+                f"{len(odd)} moments differ, the first is {odd[0]}; use the optimizer it was trained with"
+            )
+        for part in self.parts:
+            for group in part.param_groups:
+                for parameter in group["params"]:
+                    part.state[parameter] = {}
+        for entry, parameter in expected.items():
+            moment = entry.rpartition(".")[2]
+            owner = next(part for part in self.parts if parameter in part.state)
+            # a copy: the fused kernels need "step" on the parameter's device
+            owner.state[parameter][moment] = state[entry].to(parameter.device, copy=True)
+
+    def _name(self, parameter: Tensor) -> str:
+        return next(name for name, p in self.named.items() if p is parameter)

@@ -1,0 +1,179 @@
+"""What the three stages have in common: live state, tracking, publishing, and how they end."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smollm import provenance
+from smollm.config.tracking import TrackingConfig
+from smollm.errors import Interrupted, PipelineError
+from smollm.files import dvc_digest, write_json
+from smollm.live_state import LiveState, Workspace
+from smollm.progress import say
+from smollm.tracking import Dataset, Description, Ending, Store, Tracker, abandon
+
+
+@dataclass
+class StageRun:
+    """A stage while it runs."""
+
+    name: str
+    workspace: Workspace
+    state: LiveState
+    store: Store
+    artifacts: dict[str, Path] = field(default_factory=dict)
+    """Files for MLflow, by their path there; added while publishing."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What run.json says beside the run's identity: speed, above all."""
+
+    @property
+    def reports(self) -> Path:
+        return self.workspace.directory / "reports" / self.name
+
+    def log(self, message: str, step: int = 0) -> None:
+        """A line for the user and for the training log."""
+        say(f"{self.name}: {message}")
+        self.state.journal.event(step, message)
+
+
+@dataclass(frozen=True)
+class Story:
+    """What MLflow is told of a stage at its start."""
+
+    params: dict[str, str]
+    datasets: list[Dataset] = field(default_factory=list)
+    parent_run_id: str | None = None
+
+
+def run_stage(
+    name: str,
+    workspace: Workspace,
+    tracking: TrackingConfig,
+    story: Callable[[], Story],
+    work: Callable[[StageRun], None],
+    publish: Callable[[StageRun], None],
+) -> None:
+    """Do the stage's `work` unless it is done, `publish` its outputs, and have MLflow know of both.
+
+    Args:
+        name: of the stage in dvc.yaml.
+        workspace: where it runs.
+        tracking: settings of the tracker.
+        story: tells MLflow's params and inputs.
+        work: writes to the live state; a later call with the same state goes on with it.
+        publish: makes the declared outputs from the live state, in little time.
+
+    Raises:
+        PipelineError: with a line for the user.
+    """
+    store = Store.of(workspace.root)
+    with LiveState(name, workspace, say, lambda path: abandon(path, store, time.time())) as state:
+        run = StageRun(name, workspace, state, store)
+        tracker = Tracker(
+            state.directory,
+            store,
+            tracking.send_every_seconds,
+            tracking.system_metrics_every_seconds,
+            lambda line: say(f"{name}: {line}"),
+        )
+        tracker.start(_describe(run, tracking.experiment, story()))
+        with _ending(tracker):
+            if state.is_complete:
+                run.log("finished before; publishing its outputs again")
+            else:
+                work(run)
+                state.mark_complete()
+            tracker.drain()
+            publish(run)
+            _write_run_json(run, tracker)
+            tags = _output_tags(run)
+            run.artifacts |= {"params.yaml": workspace.directory / "params.yaml"}
+        tracker.end(Ending("FINISHED", time.time(), tags), run.artifacts)
+
+
+@contextmanager
+def _ending(tracker: Tracker) -> Iterator[None]:
+    """End the MLflow run of a stage that does not reach its end."""
+    try:
+        yield
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
+        tracker.end(Ending(status, time.time(), {"error": f"{type(error).__name__}: {error}"}), {})
+        raise
+
+
+def _describe(run: StageRun, experiment: str, story: Story) -> Description:
+    workspace = run.workspace
+    git = provenance.git_state(workspace.directory)
+    dvc = provenance.dvc_state()
+    outputs = [path for path in _declared(run, "outs") if path.startswith(("checkpoints/", "models/", "data/"))]
+    name = "-".join(filter(None, [run.name, dvc.get("dvc.experiment"), run.state.fingerprint[:6]]))
+    inputs = {f"dvc.dep.{path}": digest or "" for path, digest in run.state.inputs.items() if not path.endswith(".py")}
+    return Description(
+        experiment=experiment,
+        run_name=name,
+        started=time.time(),
+        user=provenance.user(),
+        params=story.params,
+        tags={
+            "stage": run.name,
+            "fingerprint": run.state.fingerprint,
+            "restore": provenance.restore_command(git.get("git.commit"), outputs),
+            "mlflow.source.name": f"dvc repro {run.name}",
+            **({"mlflow.source.git.commit": git["git.commit"]} if git else {}),
+            **git,
+            **dvc,
+            **inputs,
+        },
+        datasets=story.datasets,
+        parent_run_id=story.parent_run_id,
+    )
+
+
+def _declared(run: StageRun, kind: str) -> list[str]:
+    """Paths of the stage's outputs of one kind (outs, metrics, plots) in dvc.yaml."""
+    entries = run.workspace.stage(run.name).get(kind, [])
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def _output_tags(run: StageRun) -> dict[str, str]:
+    paths = [path for path in _declared(run, "outs") if not path.startswith("reports/")]
+    return {f"dvc.out.{path}": dvc_digest(run.workspace.directory / path) or "" for path in paths}
+
+
+def _write_run_json(run: StageRun, tracker: Tracker) -> None:
+    """Write what belongs to this execution alone: its MLflow run, its speed, its environment."""
+    journal = run.state.journal.records()
+    path = run.reports / "run.json"
+    write_json(
+        path,
+        {
+            "mlflow_run_id": tracker.delivery.run_id,
+            "mlflow_experiment": tracker.delivery.state.get("experiment"),
+            "mlflow_tracking_uri": _shown_uri(run),
+            "fingerprint": run.state.fingerprint,
+            "wall_seconds": round(time.time() - journal[0].time, 1),
+            **run.facts,
+        },
+    )
+    environment = run.state.directory / "environment.json"
+    write_json(environment, provenance.environment())
+    run.artifacts |= {"run.json": path, "environment.json": environment}
+
+
+def _shown_uri(run: StageRun) -> str:
+    """The store's address: relative to the repository where it lies inside, without any password."""
+    return run.store.shown.replace(f"{run.workspace.root}/", "")
+
+
+def main(stage: Callable[[], None]) -> None:
+    """Run a stage as a program: an error of the user's is one line, and the exit code is not 0."""
+    try:
+        stage()
+    except PipelineError as error:
+        print(f"\nERROR: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code if isinstance(error, Interrupted) else 1)

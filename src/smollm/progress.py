@@ -1,0 +1,42 @@
+"""What a person sees while a stage runs: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+def say(line: str) -> None:
+    """Print a line, above the bar where there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+class Progress:
+    """A bar over `total` units, or a line now and then where nobody watches a terminal."""
+
+    def __init__(self, title: str, total: int, initial: int = 0, unit: str = "step") -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = initial
+        self._live = sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=initial, desc=title, unit=unit, disable=not self._live)
+        self._began, self._first = time.monotonic(), initial
+        self._last_line = time.monotonic()
+
+    def update(self, amount: int, **shown: str) -> None:
+        """Advance by `amount`, showing name and value of each of `shown`."""
+        self.done += amount
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(amount)
+        now = time.monotonic()
+        if not self._live and (now - self._last_line >= _SECONDS_BETWEEN_LINES or self.done >= self.total):
+            self._last_line = now
+            rate = (self.done - self._first) / max(now - self._began, 1e-9)
+            left = tqdm.format_interval((self.total - self.done) / max(rate, 1e-9))
+            values = "  ".join(f"{name} {value}" for name, value in shown.items())
+            say(f"{self.title}: {self.unit} {self.done}/{self.total}  {values}  {left} left")
+
+    def close(self) -> None:
+        self._bar.close()

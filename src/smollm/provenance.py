@@ -1,0 +1,84 @@
+"""Where a result comes from: code, environment, data; and the commands that bring it back."""
+
+import getpass
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+
+
+def git_state(workspace: Path) -> dict[str, str]:
+    """Commit, branch and dirtiness of the working tree; empty outside a Git repository.
+
+    In one of DVC's temporary experiment folders the commit is the experiment's own.
+    """
+    commit = _git(workspace, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    branch = _git(workspace, "rev-parse", "--abbrev-ref", "HEAD") or ""
+    changes = _git(workspace, "status", "--porcelain", "--untracked-files=no")
+    return {"git.commit": commit, "git.branch": branch, "git.dirty": str(bool(changes)).lower()}
+
+
+def dvc_state() -> dict[str, str]:
+    """The stage and experiment that DVC runs this process for."""
+    names = {
+        "DVC_STAGE": "dvc.stage",
+        "DVC_EXP_NAME": "dvc.experiment",
+        "DVC_EXP_BASELINE_REV": "dvc.experiment_baseline",
+    }
+    return {tag: os.environ[name] for name, tag in names.items() if os.environ.get(name)}
+
+
+def restore_command(commit: str | None, outputs: list[str]) -> str:
+    """Shell commands that bring back the code, params, data and checkpoint of a run."""
+    checkout = f"git checkout {os.environ.get('DVC_EXP_NAME') or commit or '<commit>'}"
+    return f"{checkout} && dvc pull --force {' '.join(outputs)}"
+
+
+def environment() -> dict[str, object]:
+    """Machine, Python and the version of every installed package."""
+    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }
+
+
+def user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without an entry for this user
+        return "unknown"
+
+
+def flatten(value: object, where: str = "") -> dict[str, str]:
+    """Settings as ``section.name`` to text, from (nested) dataclasses."""
+    if is_dataclass(value):
+        flat: dict[str, str] = {}
+        for field in fields(value):
+            flat |= flatten(getattr(value, field.name), f"{where}.{field.name}" if where else field.name)
+        return flat
+    return {where: _text(value)}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return str(value)
+
+
+def _git(workspace: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(workspace), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,20 @@
+"""The learning rate at a step: warm-up, stable, linear decay (arXiv:2404.06395)."""
+
+from smollm.config.training import ScheduleConfig
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleConfig) -> float:
+    """The rate of step `step` of a stage's `steps`, counted from 1.
+
+    The warm-up rises linearly and reaches the peak at its last step; the decay falls linearly and
+    reaches ``peak * final_lr_fraction`` at the last step of the stage.
+    """
+    assert 1 <= step <= steps, f"step {step} of {steps}"
+    if step <= schedule.warmup_steps:
+        return peak * step / schedule.warmup_steps
+    decay_steps = round(schedule.decay_fraction * steps)
+    left = steps - step
+    if left >= decay_steps:
+        return peak
+    floor = schedule.final_lr_fraction
+    return peak * (floor + (1 - floor) * left / decay_steps)

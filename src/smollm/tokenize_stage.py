@@ -1,0 +1,117 @@
+"""The stage `tokenize` from params to published outputs."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from smollm import encode, pipeline, provenance, report, tokenizer, tokens
+from smollm.config.corpus import CorpusConfig
+from smollm.config.tokenizer import TokenizerConfig
+from smollm.config.tracking import TrackingConfig
+from smollm.corpus import Source
+from smollm.files import replace_directory, write_json
+from smollm.live_state import Workspace
+from smollm.pipeline import StageRun, Story
+from smollm.progress import Progress, say
+
+STAGES = ("pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class TokenizeStage:
+    """All that the stage reads of the params."""
+
+    workspace: Workspace
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    tracking: TrackingConfig
+
+    def run(self) -> None:
+        """Read the text, train or load the tokenizer, write the token files.
+
+        Raises:
+            PipelineError: with a line for the user.
+        """
+        pipeline.run_stage("tokenize", self.workspace, self.tracking, self._story, self._work, self._publish)
+
+    def _work(self, run: StageRun) -> None:
+        data = run.state.directory / "data"
+        shutil.rmtree(data, ignore_errors=True)  # of an attempt that was killed
+        fraction = self.corpus.validation_fraction
+        sources = {stage: Source(stage, self.corpus, self.workspace.directory) for stage in STAGES}
+        what = ", ".join(f"{source.config.source.value} for {stage}" for stage, source in sources.items())
+        run.log(f"{what}; at most {self.corpus.max_megabytes:g} MB each")
+        began = time.monotonic()
+        texts = encode.training_texts(sources["pretrain"], self.tokenizer.train_megabytes, fraction)
+        made = tokenizer.obtain(self.tokenizer, texts, self.workspace.directory)
+        (data / "tokenizer").mkdir(parents=True)
+        made.save(str(data / "tokenizer" / "tokenizer.json"))
+        vocab_size = made.get_vocab_size(with_added_tokens=True)
+        run.log(
+            f"tokenizer of {vocab_size:,} tokens ({self.tokenizer.source.value}) in {time.monotonic() - began:.1f} s"
+        )
+        for stage, source in sources.items():
+            self._encode(run, stage, source, made, data / "tokens" / stage)
+
+    def _encode(self, run: StageRun, stage: str, source: Source, made: Tokenizer, directory: Path) -> None:
+        began = time.monotonic()
+        progress = Progress(f"tokenize {stage}", int(self.corpus.max_megabytes * 1e6), unit="byte")
+        try:
+            manifest = encode.write(
+                directory,
+                source,
+                made,
+                self.tokenizer.end_of_text,
+                self.corpus.max_megabytes,
+                self.corpus.validation_fraction,
+                progress.update,
+            )
+        finally:
+            progress.close()
+        seconds = time.monotonic() - began
+        sides = [manifest[side] for side in (tokens.TRAIN, tokens.VALIDATION)]
+        size = sum(side["bytes"] for side in sides)
+        documents = sum(side["documents"] for side in sides)
+        run.log(
+            f"{stage}: {documents:,} documents, {size / 1e6:,.1f} MB, {sides[0]['tokens']:,} tokens to train on and "
+            f"{sides[1]['tokens']:,} held out ({manifest['split']}), {sides[0]['bytes_per_token']:.2f} bytes per token"
+        )
+        run.state.journal.append(
+            "result",
+            STAGES.index(stage),
+            **{
+                f"{stage}/documents": documents,
+                f"{stage}/megabytes": size / 1e6,
+                f"{stage}/train_tokens": sides[0]["tokens"],
+                f"{stage}/validation_tokens": sides[1]["tokens"],
+                f"{stage}/bytes_per_token": sides[0]["bytes_per_token"],
+                f"{stage}/megabytes_per_second": size / 1e6 / seconds,
+            },
+        )
+
+    def _publish(self, run: StageRun) -> None:
+        made, target = run.state.directory / "data", self.workspace.directory / "data"
+        replace_directory(made / "tokenizer", target / "tokenizer")
+        metrics: dict[str, Any] = {}
+        for stage in STAGES:
+            replace_directory(made / "tokens" / stage, target / "tokens" / stage)
+            manifest = tokens.read_manifest(target / "tokens" / stage)
+            metrics |= {
+                "vocab_size": manifest["vocab_size"],
+                stage: {
+                    side: {key: value for key, value in manifest[side].items() if key != "sha256"}
+                    for side in (tokens.TRAIN, tokens.VALIDATION)
+                },
+            }
+            run.artifacts[f"{stage}_manifest.json"] = target / "tokens" / stage / "manifest.json"
+        write_json(run.reports / "metrics.json", metrics)
+        report.write_log(run.reports / "log.txt", run.state.journal.records())
+        run.artifacts |= {name: run.reports / name for name in ("metrics.json", "log.txt")}
+        say("tokenize: done; the token files are in data/tokens/, statistics in reports/tokenize/metrics.json\n")
+
+    def _story(self) -> Story:
+        return Story(provenance.flatten(self.corpus, "corpus") | provenance.flatten(self.tokenizer, "tokenizer"))

@@ -1,0 +1,56 @@
+"""The format of the files between `tokenize` and training: token ids, manifest, tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+Tokens = NDArray[np.unsignedinteger]
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
+    """The smaller of uint16 and uint32 that holds every id below `vocab_size`."""
+    return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+def open_tokens(path: Path, dtype: str) -> Tokens:
+    """Map a token file into memory, read-only; its pages are loaded as they are used."""
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of the token files in `directory`."""
+    manifest: dict[str, Any] = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    return manifest
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json that `tokenize` wrote; special tokens in a text are plain text to it."""
+    return as_plain_text(Tokenizer.from_file(str(path)))
+
+
+def as_plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Make `tokenizer` encode the whole of any text, and special tokens in it as plain text."""
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """UTF-8 bytes that each id stands for, (V,); 0 for special tokens.
+
+    In byte-level BPE each character of a token's name is one byte of text.
+    """
+    special = tokenizer.get_added_tokens_decoder()
+    lengths = np.zeros(tokenizer.get_vocab_size(with_added_tokens=True), np.int64)
+    for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
+        lengths[index] = 0 if index in special else len(token)
+    return lengths

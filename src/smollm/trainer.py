@@ -1,0 +1,227 @@
+"""One step and one loop, for pretraining and finetuning alike.
+
+The trainer writes to the journal and to the checkpoint store, and knows of nothing else that is
+done with either.
+"""
+
+import math
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from tokenizers import Tokenizer
+from torch.nn.utils import clip_grad_norm_
+
+from smollm import generate
+from smollm.batches import Batches
+from smollm.checkpoint import Checkpoint, CheckpointStore, TrainerState
+from smollm.config.evaluation import EvaluationConfig
+from smollm.config.runtime import Precision
+from smollm.config.training import TrainingConfig
+from smollm.errors import Interrupted, TrainingError
+from smollm.evaluate import Evaluator
+from smollm.hardware import Hardware
+from smollm.journal import Journal
+from smollm.live_state import seconds_since_start
+from smollm.model import LlamaForCausalLM
+from smollm.optim import Optimizer
+from smollm.progress import Progress
+from smollm.schedule import learning_rate
+from smollm.seeding import key
+from smollm.throughput import flops_per_token, model_flops_utilization, peak_tflops
+
+
+class StopSignal:
+    """Turns the first SIGTERM or Ctrl-C into a request to stop after the step; a second one kills."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage trains, apart from the model and where it runs."""
+
+    stage: str
+    fingerprint: str
+    seed: int
+    first_step: int
+    """Steps done by the stages before: this one's begin at first_step + 1."""
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    checkpoint_every_steps: int
+
+
+class Trainer:
+    """Trains a model for the steps of one stage."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: LlamaForCausalLM,
+        optimizer: Optimizer,
+        batches: Batches,
+        evaluator: Evaluator,
+        tokenizer: Tokenizer,
+        hardware: Hardware,
+        journal: Journal,
+        store: CheckpointStore,
+    ) -> None:
+        self.plan, self.model, self.optimizer = plan, model, optimizer
+        self.batches, self.evaluator, self.tokenizer = batches, evaluator, tokenizer
+        self.hardware, self.journal, self.store = hardware, journal, store
+        self.micro_batch = evaluator.batch
+        scaled = hardware.precision is Precision.FP16
+        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=scaled)
+        self.done = 0
+        """Steps done in this stage."""
+        self._step_seconds = 0.0
+        """Spent in optimizer steps by this process."""
+
+    @property
+    def step(self) -> int:
+        """Steps done, counted over all stages."""
+        return self.plan.first_step + self.done
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`: this stage's own, or the last one of the stage before."""
+        weights = self.model.weights()
+        assert weights.keys() == checkpoint.weights.keys(), "a checkpoint of the same model"
+        with torch.no_grad():
+            for name, value in checkpoint.weights.items():
+                weights[name].copy_(value)
+        self.optimizer.load_state(checkpoint.moments)
+        state = checkpoint.state
+        self.done = state.step - self.plan.first_step
+        if self.scaler.is_enabled() and state.loss_scale is not None:
+            self.scaler.load_state_dict(
+                {**self.scaler.state_dict(), "scale": state.loss_scale, "_growth_tracker": state.clean_steps}
+            )
+
+    def run(self, stop: StopSignal, progress: Progress) -> None:
+        """Train to the last step, measuring, sampling and saving on the way.
+
+        Raises:
+            Interrupted: `stop` was signalled; the step was finished and saved.
+            TrainingError: a loss or gradient is not finite; the step was not taken.
+        """
+        training = self.plan.training
+        if self.done == 0:
+            self._validate()
+        window: list[float] = []
+        while self.done < training.steps:
+            began = time.perf_counter()
+            rate = learning_rate(self.done + 1, training.steps, training.optimizer.lr, training.schedule)
+            loss, norm = self._take_step(rate)
+            self.done += 1
+            last = self.done == training.steps
+            window.append(time.perf_counter() - began)
+            self._step_seconds += window[-1]
+            if self.done == 1 or last or self.done % training.log_every_steps == 0:
+                self.journal.append("step", self.step, train_loss=loss, gradient_norm=norm, learning_rate=rate)
+                speed = self._record_speed(window)
+                window.clear()
+                progress.update(self.done - progress.done, loss=f"{loss:.3f}", **{"tokens/s": f"{speed:,.0f}"})
+            if last or self.done % training.validate_every_steps == 0:
+                self._validate()
+            if last or self.done % training.sample_every_steps == 0:
+                self._sample()
+            stopped = stop.received
+            if last or stopped or self.done % self.plan.checkpoint_every_steps == 0:
+                self._save()
+            if stopped and not last:
+                raise Interrupted(stopped, self.step)
+
+    def _take_step(self, rate: float) -> tuple[float, float]:
+        """One optimizer step on the next batch; its loss and the gradient's norm before clipping."""
+        hardware, training = self.hardware, self.plan.training
+        inputs, targets = self.batches(self.done + 1)
+        parts = len(inputs) // self.micro_batch
+        total = torch.zeros((), device=hardware.device)
+        for part in range(parts):
+            rows = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
+            ids, following = (self._to_device(array[rows]) for array in (inputs, targets))
+            with hardware.autocast():
+                loss = self.model.loss(ids, following) / parts
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        for part_optimizer in self.optimizer.parts:
+            self.scaler.unscale_(part_optimizer)
+        norm = clip_grad_norm_(self.model.parameters(), training.gradient_clip)
+        loss_value, norm_value = torch.stack((total, norm)).tolist()
+        overflow_expected = self.scaler.is_enabled()
+        if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or overflow_expected):
+            raise TrainingError(
+                f"{self.plan.stage}: loss and gradient must be finite, got loss {loss_value} and gradient norm "
+                f"{norm_value} at step {self.step + 1}, which was not taken; lower {self.plan.stage}.optimizer.lr"
+            )
+        self.optimizer.set_learning_rate(rate)
+        for part_optimizer in self.optimizer.parts:
+            self.scaler.step(part_optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return loss_value, norm_value
+
+    def _to_device(self, array: object) -> torch.Tensor:
+        ids = torch.tensor(array)
+        return (
+            ids.pin_memory().to("cuda", non_blocking=True)
+            if self.hardware.device.type == "cuda"
+            else ids.to(self.hardware.device)
+        )
+
+    def _record_speed(self, window: list[float]) -> float:
+        """Journal the speed over the steps since the last record; tokens per second."""
+        seconds = sum(window) / len(window)
+        tokens_per_second = self.plan.training.tokens_per_step / seconds
+        peak = peak_tflops(self.hardware.name) if self.hardware.device.type == "cuda" else None
+        flops = flops_per_token(self.model.config, self.plan.training.sequence_length)
+        mfu = None if peak is None else model_flops_utilization(tokens_per_second, flops, peak)
+        self.journal.append(
+            "speed",
+            self.step,
+            tokens_per_second=tokens_per_second,
+            step_ms=1000 * seconds,
+            mfu=mfu,
+            goodput=self._step_seconds / seconds_since_start(),
+            peak_memory_gib=self.hardware.peak_memory_gib(),
+        )
+        return tokens_per_second
+
+    def _validate(self) -> None:
+        result = self.evaluator(self.model)
+        self.journal.append("validation", self.step, loss=result.loss, bits_per_byte=result.bits_per_byte)
+
+    def _sample(self) -> None:
+        plan = self.plan
+        texts = generate.continue_prompts(
+            self.model, self.tokenizer, plan.evaluation, self.hardware, key(plan.seed, "sample", plan.stage, self.step)
+        )
+        self.journal.append("sample", self.step, prompts=list(plan.evaluation.prompts), texts=texts)
+
+    def _save(self) -> None:
+        self.journal.sync()
+        scaler = self.scaler.state_dict()
+        state = TrainerState(
+            step=self.step,
+            stage=self.plan.stage,
+            stage_step=self.done,
+            fingerprint=self.plan.fingerprint,
+            loss_scale=scaler.get("scale"),
+            clean_steps=int(scaler.get("_growth_tracker", 0)),
+        )
+        self.store.save(Checkpoint(state, self.model.weights(), self.optimizer.state()))

@@ -1,0 +1,217 @@
+"""A training stage from params to published outputs: what `pretrain` and `finetune` both are."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from smollm import checkpoint, export, hardware, pipeline, provenance, report
+from smollm.batches import Batches, validation_windows
+from smollm.checkpoint import Checkpoint, CheckpointStore
+from smollm.config.evaluation import EvaluationConfig
+from smollm.config.model import ModelConfig
+from smollm.config.runtime import RuntimeConfig
+from smollm.config.tracking import TrackingConfig
+from smollm.config.training import TrainingConfig
+from smollm.errors import ConfigError
+from smollm.evaluate import Evaluator
+from smollm.files import dvc_digest, replace_directory
+from smollm.live_state import Workspace
+from smollm.micro_batch import rehearse
+from smollm.model import LlamaForCausalLM
+from smollm.optim import Optimizer
+from smollm.pipeline import StageRun, Story
+from smollm.progress import Progress, say
+from smollm.seeding import seed_everything
+from smollm.throughput import flops_per_token, parameter_count
+from smollm.tokens import TRAIN, VALIDATION, open_tokenizer, open_tokens, read_manifest, token_bytes
+from smollm.tracking import Dataset
+from smollm.trainer import Plan, StopSignal, Trainer
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """All that one training stage reads of the params."""
+
+    name: str
+    workspace: Workspace
+    seed: int
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+    continues: str | None = None
+    """The stage whose checkpoint this one starts from."""
+
+    def run(self) -> None:
+        """Train, publish, track.
+
+        Raises:
+            PipelineError: with a line for the user.
+        """
+        pipeline.run_stage(self.name, self.workspace, self.tracking, self._story, self._work, self._publish)
+
+    @property
+    def _tokens(self) -> Path:
+        return self.workspace.directory / "data" / "tokens" / self.name
+
+    def _start(self) -> Checkpoint | None:
+        """The checkpoint that this stage starts from."""
+        if self.continues is None:
+            return None
+        return checkpoint.load(self.workspace.directory / "checkpoints" / self.continues)
+
+    def _load_tokenizer(self) -> tuple[Tokenizer, dict[str, Any]]:
+        """The tokenizer and the manifest of this stage's text."""
+        manifest = read_manifest(self._tokens)
+        if manifest["vocab_size"] > self.model.vocab_size:
+            raise ConfigError(
+                f"params.yaml: model.vocab_size must hold the tokenizer's {manifest['vocab_size']} tokens, "
+                f"got {self.model.vocab_size}; raise it, or use a smaller tokenizer"
+            )
+        return open_tokenizer(self.workspace.directory / "data/tokenizer/tokenizer.json"), manifest
+
+    def _work(self, run: StageRun) -> None:
+        seed_everything(self.seed)
+        machine = hardware.choose(self.runtime)
+        text, manifest = self._load_tokenizer()
+        length = self.training.sequence_length
+        open_side = {side: open_tokens(self._tokens / f"{side}.bin", manifest["dtype"]) for side in (TRAIN, VALIDATION)}
+        batches = Batches(open_side[TRAIN], self.training.sequences_per_step, length, self.seed, self.name)
+        windows = validation_windows(open_side[VALIDATION], length, self.evaluation.validation_tokens, self.name)
+        model = LlamaForCausalLM(self.model).to(machine.device)
+        optimizer = Optimizer(model, self.training.optimizer, machine.dtype)
+        store = CheckpointStore(run.state.directory / "checkpoints", self.runtime.keep_checkpoints)
+        start = self._start()
+        resumed = store.newest(lambda line: run.log(line))
+        first_step = start.state.step if start else 0
+
+        parameters = parameter_count(self.model)
+        tokens = self.training.steps * self.training.tokens_per_step
+        petaflops = flops_per_token(self.model, length) * tokens / 1e15
+        run.log(
+            f"{self.training.steps} steps (to step {first_step + self.training.steps}) of "
+            f"{self.training.tokens_per_step:,} tokens, {tokens / 1e6:,.1f} M in all, {petaflops:,.3g} PFLOP; "
+            f"{parameters:,} parameters; {machine.name}, {machine.device.type}, {machine.precision.value}, "
+            f"{'compiled' if machine.compile else 'not compiled'}",
+            first_step,
+        )
+        if resumed:
+            run.log(f"resumed from step {resumed.state.step}", resumed.state.step)
+        elif start:
+            run.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
+        micro_batch = rehearse(
+            model, batches, self.runtime.micro_batch_size, machine, lambda line: run.log(line, first_step)
+        )
+        self._note_hardware(run, machine, micro_batch, first_step)
+        trainer = Trainer(
+            Plan(
+                self.name,
+                run.state.fingerprint,
+                self.seed,
+                first_step,
+                self.training,
+                self.evaluation,
+                self.runtime.checkpoint_every_steps,
+            ),
+            model,
+            optimizer,
+            batches,
+            Evaluator(windows, token_bytes(text), micro_batch, machine),
+            text,
+            machine,
+            run.state.journal,
+            store,
+        )
+        if resumed or start:
+            trainer.restore(resumed or start)  # type: ignore[arg-type]
+        progress = Progress(self.name, self.training.steps, trainer.done)
+        try:
+            with StopSignal() as stop:
+                trainer.run(stop, progress)
+        finally:
+            progress.close()
+
+    def _note_hardware(self, run: StageRun, machine: hardware.Hardware, micro_batch: int, step: int) -> None:
+        kernel = machine.attention_kernel(
+            self.model.num_attention_heads,
+            self.model.num_key_value_heads,
+            self.model.head_dim,
+            self.training.sequence_length,
+        )
+        run.state.journal.append(
+            "hardware",
+            step,
+            device=machine.device.type,
+            device_name=machine.name,
+            precision=machine.precision.value,
+            compiled=machine.compile,
+            micro_batch_size=micro_batch,
+            attention_kernel=kernel,
+            torch=torch.__version__,
+        )
+
+    def _publish(self, run: StageRun) -> None:
+        directory = self.workspace.directory
+        finished = CheckpointStore(run.state.directory / "checkpoints", 1).newest_directory()
+        text, manifest = self._load_tokenizer()
+        weights = checkpoint.load(finished).weights
+        replace_directory(finished, directory / "checkpoints" / self.name)
+        export.write_model(directory / "models" / self.name, self.model, weights, text, int(manifest["end_of_text_id"]))
+        records = run.state.journal.records()
+        facts = {
+            "parameters": parameter_count(self.model),
+            "tokens": self.training.steps * self.training.tokens_per_step,
+            "corpus": str(manifest["documents_sha256"])[:16],
+        }
+        report.write_training(run.reports, f"{self.name}: loss", records, facts)
+        run.facts |= report.speed_metrics(records)
+        run.facts |= next(r.values for r in reversed(records) if r.kind == "hardware")
+        names = ("metrics.json", "training_log.txt", "loss.svg", "losses.tsv", "validation.tsv", "speed.tsv")
+        run.artifacts |= {name: run.reports / name for name in names}
+        self._say_summary(run, records)
+
+    def _say_summary(self, run: StageRun, records: list[Any]) -> None:
+        values = report.training_metrics(records)
+        sample = next((r for r in reversed(records) if r.kind == "sample"), None)
+        speed = run.facts["tokens_per_second"]
+        say(f"\n{self.name}: done at step {values['step']}")
+        say(f"  training loss     {values['first_train_loss']:.3f} -> {values['train_loss']:.3f}")
+        say(
+            f"  validation        {values['validation_loss']:.3f} nats per token, "
+            f"{values['initial_bits_per_byte']:.3f} -> {values['bits_per_byte']:.3f} bits per byte"
+        )
+        say(f"  speed             {speed:,.0f} tokens/s, {run.facts['step_ms']:.1f} ms a step")
+        if sample:
+            text = (sample.values["prompts"][0] + sample.values["texts"][0]).replace("\n", "\n                    ")
+            say(f"  sample            {text}")
+        say(f"  reports           reports/{self.name}/ (loss.svg, samples.tsv, training_log.txt)")
+        say(f"  model             models/{self.name}/ (for transformers' from_pretrained)")
+        say("  compare runs      make ui\n")
+
+    def _story(self) -> Story:
+        named = {
+            "seed": self.seed,
+            "model": self.model,
+            self.name: self.training,
+            "evaluation": self.evaluation,
+            "runtime": self.runtime,
+        }
+        params: dict[str, str] = {}
+        for section, values in named.items():
+            params |= provenance.flatten(values, section)
+        parent = None
+        if self.continues is not None:
+            side_file = self.workspace.directory / "reports" / self.continues / "run.json"
+            parent = json.loads(side_file.read_text())["mlflow_run_id"] if side_file.exists() else None
+        manifest = read_manifest(self._tokens)
+        digest = dvc_digest(self._tokens) or ""
+        datasets = [
+            Dataset(f"{self.name}/{side}", digest, context, f"data/tokens/{self.name}/{side}.bin", manifest[side])
+            for side, context in ((TRAIN, "training"), (VALIDATION, "validation"))
+        ]
+        return Story(params, datasets, parent)

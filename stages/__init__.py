@@ -1,0 +1,28 @@
+"""The pipeline's stages, each a module that DVC runs: ``PYTHONPATH=src python3 -m stages.<stage>``."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+WORKSPACE = Path(__file__).resolve().parents[1]
+_PACKAGES = ("torch", "tokenizers", "safetensors", "mlflow", "dvc", "datasets", "omegaconf", "pandas", "matplotlib")
+
+
+def _check_environment() -> None:
+    """Stop with one line where a package is missing, or `smollm` is not this workspace's own."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"ERROR: {sys.executable} must have the packages of requirements.lock, got none named "
+            f"{', '.join(missing)}; run `make setup`, then `. .venv/bin/activate`"
+        )
+    found = importlib.util.find_spec("smollm")
+    expected = WORKSPACE / "src" / "smollm" / "__init__.py"
+    if found is None or found.origin is None or Path(found.origin).resolve() != expected:
+        sys.exit(
+            f"ERROR: PYTHONPATH must lead to this workspace's own {expected.parent}, got "
+            f"{found and found.origin}; run the stage with `dvc repro`"
+        )
+
+
+_check_environment()

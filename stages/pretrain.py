@@ -1,0 +1,25 @@
+"""Train the model from its initial weights. Run by DVC as stage `pretrain`."""
+
+from smollm.config.file import load
+from smollm.live_state import Workspace
+from smollm.pipeline import main
+from smollm.training_stage import TrainingStage
+from stages import WORKSPACE
+
+
+def pretrain() -> None:
+    config = load(WORKSPACE / "params.yaml")
+    TrainingStage(
+        name="pretrain",
+        workspace=Workspace.find(WORKSPACE),
+        seed=config.seed,
+        model=config.model,
+        training=config.pretrain,
+        evaluation=config.evaluation,
+        runtime=config.runtime,
+        tracking=config.tracking,
+    ).run()
+
+
+if __name__ == "__main__":
+    main(pretrain)
