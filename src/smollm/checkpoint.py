@@ -4,11 +4,12 @@ A checkpoint is a folder:
 
     model.safetensors      weights by Hugging Face name, float32, the tied lm_head left out
     optimizer.safetensors  moments as <parameter name>.<moment>
-    trainer_state.json     step, what it belongs to, and the sha256 of both files
+    trainer_state.json     step, what it belongs to, the sha256 of both files and its own
 
 The JSON file is written last, and the folder gets its final name after that.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -62,7 +63,8 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
         with (draft / name).open("rb+") as file:
             os.fsync(file.fileno())
     digests = {name: file_digest(draft / name, "sha256") for name in tensors}
-    write_json(draft / _STATE, {"format": FORMAT, **asdict(checkpoint.state), "sha256": digests})
+    content = {"format": FORMAT, **asdict(checkpoint.state), "sha256": digests}
+    write_json(draft / _STATE, {**content, "own_sha256": _digest(content)})
     sync_directory(draft)
     shutil.rmtree(directory, ignore_errors=True)
     draft.rename(directory)
@@ -76,17 +78,22 @@ def load(directory: Path) -> Checkpoint:
         CheckpointError: it is missing, damaged or of another format.
     """
     try:
-        state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-        if state.pop("format", None) != FORMAT:
-            raise CheckpointError(f"{directory}: must be a checkpoint of format {FORMAT}; train it again")
-        for name, digest in state.pop("sha256").items():
-            if file_digest(directory / name, "sha256") != digest:
-                raise CheckpointError(f"{directory / name}: must have the sha256 {digest[:12]}…, it is damaged")
-        return Checkpoint(TrainerState(**state), load_file(directory / _MODEL), load_file(directory / _OPTIMIZER))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{directory}: must be a readable checkpoint, got {type(error).__name__}: {error}"
-        ) from None
+        content = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+        if content.pop("own_sha256", None) != _digest(content) or content.pop("format") != FORMAT:
+            raise CheckpointError(f"{directory / _STATE}: must be whole and of format {FORMAT}, it is not")
+        digests = content.pop("sha256")
+        for name in (_MODEL, _OPTIMIZER):
+            if file_digest(directory / name, "sha256") != digests[name]:
+                raise CheckpointError(f"{directory / name}: must have the sha256 {digests[name]}, it is damaged")
+        state = TrainerState(**content)
+        return Checkpoint(state, load_file(directory / _MODEL), load_file(directory / _OPTIMIZER))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{directory}: must be a readable checkpoint, got {reason}") from None
+
+
+def _digest(content: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class CheckpointStore:

@@ -53,6 +53,10 @@ def table(runs: pd.DataFrame, stage: str | None, sort: str) -> pd.DataFrame:
     return kept.sort_values(sort, ascending=sort != "started", na_position="last").reset_index(drop=True)
 
 
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the runs that MLflow holds.")
     parser.add_argument("--stage", choices=("tokenize", "pretrain", "finetune"))
@@ -73,7 +77,8 @@ def main() -> None:
     if arguments.csv:
         compared.to_csv(arguments.csv, index=False)
     with pd.option_context("display.width", None, "display.max_columns", None, "display.max_colwidth", 40):
-        print(compared.to_string(index=False, float_format=lambda value: f"{value:,.4g}", na_rep=""))
+        compared["started"] = compared["started"].dt.strftime("%Y-%m-%d %H:%M")
+        print(compared.to_string(index=False, float_format=_short, na_rep=""))
 
 
 if __name__ == "__main__":

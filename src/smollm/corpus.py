@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from smollm.config.corpus import CorpusConfig, CorpusSource, SourceConfig
 from smollm.errors import CorpusError
 
-_READERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+_READERS = {".txt": None, ".md": None, ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _NOT_DOCUMENTATION = ("license", "licence", "copying", "notice", "authors", "contributors")
 
 
@@ -72,10 +72,8 @@ class Source:
     def _python_docs(self) -> Iterator[Document]:
         files = self._package_files((".py", ".md", ".rst", ".txt"))
         for key, path in files:
-            if path.suffix == ".py":
-                if not key.startswith("stdlib/") or "/test/" in key:
-                    continue
-            elif not _is_documentation(path):
+            has_docs = key.startswith("stdlib/") if path.suffix == ".py" else _is_documentation(path)
+            if not has_docs or "/test/" in key:
                 continue
             text = self._read(path)
             if text is not None:
@@ -116,17 +114,15 @@ class Source:
             return None
 
     def _files(self) -> Iterator[Document]:
-        from datasets import load_dataset  # slow to import, and not needed by the default source
-
         for path in self._matching_files():
             name = path.relative_to(self.workspace).as_posix()
             reader = _READERS[path.suffix.lower()]
             if reader != "parquet":
                 _check_utf8(path, name)
-            options: dict[str, Any] = {"sample_by": "document"} if reader == "text" else {}
-            rows = load_dataset(reader, data_files=str(path), split="train", streaming=True, **options)
-            column = "text" if reader == "text" else self.config.text_column
-            yield from self._rows(rows, column, name)
+            if reader is None:
+                yield Document(name, path.read_bytes().decode("utf-8"))
+            else:
+                yield from self._rows(lambda: _stream(reader, path), name)  # noqa: B023 - used at once
 
     def _matching_files(self) -> list[Path]:
         where = f"params.yaml: corpus.{self.stage}.files"
@@ -147,7 +143,7 @@ class Source:
         return sorted(found)
 
     def _hub(self) -> Iterator[Document]:
-        from datasets import load_dataset
+        from datasets import load_dataset  # slow to import, and not needed by the default source
 
         hub = self.config.hub
         try:
@@ -157,11 +153,13 @@ class Source:
                 f"params.yaml: corpus.{self.stage}.hub.dataset must be a dataset that can be reached, "
                 f"got {hub.dataset!r}: {str(error).splitlines()[0]}; check the name, the revision and the network"
             ) from None
-        yield from self._rows(rows, self.config.text_column, str(hub.dataset))
+        yield from self._rows(lambda: rows, str(hub.dataset))
 
-    def _rows(self, rows: Any, column: str, name: str) -> Iterator[Document]:
+    def _rows(self, stream: Callable[[], Iterable[dict[str, Any]]], name: str) -> Iterator[Document]:
+        """Documents of a table, one a row; `stream` opens it."""
+        column = self.config.text_column
         try:
-            for index, row in enumerate(rows):
+            for index, row in enumerate(stream()):
                 if column not in row:
                     raise CorpusError(
                         f"{name}: must have the column {column!r} (corpus.{self.stage}.text_column), "
@@ -176,10 +174,16 @@ class Source:
         except CorpusError:
             raise
         except Exception as error:  # the library's errors have no common base
-            reason = " ".join(str(error).split())[:200]
-            raise CorpusError(
-                f"{name}: must be readable, got {type(error).__name__}: {reason}; mend the file"
-            ) from None
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise CorpusError(f"{name}: must be readable, got {reason}; mend the file") from None
+
+
+def _stream(reader: str, path: Path) -> Iterable[dict[str, Any]]:
+    """Rows of a file, a few at a time."""
+    from datasets import load_dataset
+
+    rows: Iterable[dict[str, Any]] = load_dataset(reader, data_files=str(path), split="train", streaming=True)
+    return rows
 
 
 def _distribution(name: str) -> importlib.metadata.Distribution:

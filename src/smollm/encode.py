@@ -68,14 +68,22 @@ def unique_documents(
 
 
 def training_texts(source: Source, max_megabytes: float, validation_fraction: float) -> Iterator[str]:
-    """Texts of the training side, up to `max_megabytes`: what a tokenizer may learn from."""
+    """Texts of the training side, up to `max_megabytes`: what a tokenizer may learn from.
+
+    Where chance has put the few documents there are on the other side, they are the text.
+    """
     size = 0
+    held_out: list[str] = []
     for one in unique_documents(source, float("inf"), validation_fraction):
+        if size + one.bytes > max_megabytes * 1e6 and size:
+            return
         if one.split == TRAIN:
-            if size and size + one.bytes > max_megabytes * 1e6:
-                return
             size += one.bytes
             yield one.document.text
+        elif not size:
+            held_out.append(one.document.text)
+    if not size:
+        yield from held_out
 
 
 class _Side:
@@ -148,13 +156,10 @@ def write(
             progress(sum(one.bytes for one in batch))
     for side in sides.values():
         side.close()
-    if not sides[TRAIN].documents:
-        raise CorpusError(
-            f"params.yaml: corpus.{source.stage} must give text to train on, got "
-            f"{sides[VALIDATION].documents} documents, none for training; add text"
-        )
+    if not sum(side.documents for side in sides.values()):
+        raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
     split = "by document"
-    if not sides[VALIDATION].documents:
+    if not sides[TRAIN].documents or not sides[VALIDATION].documents:
         split = "by tail: too few documents for a split by document"
         _cut_tail(sides[TRAIN], sides[VALIDATION], validation_fraction)
     manifest: dict[str, Any] = {
@@ -188,7 +193,11 @@ def _batches(documents: Iterator[Unique]) -> Iterator[list[Unique]]:
 
 
 def _cut_tail(train: _Side, validation: _Side, fraction: float) -> None:
-    """Hold out the last part of the training tokens, where no whole document could be."""
+    """Hold out the last part of the tokens, where the documents are all on one side."""
+    if not train.documents:
+        validation.tokens_path.replace(train.tokens_path)
+        validation.offsets_path.replace(train.offsets_path)
+        train.documents, train.bytes, train.tokens = validation.documents, validation.bytes, validation.tokens
     held_out = max(1, int(train.tokens * fraction))
     kept = train.tokens - held_out
     bytes_per_token = train.bytes / train.tokens

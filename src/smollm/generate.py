@@ -10,6 +10,7 @@ from torch import Tensor
 from smollm.config.evaluation import EvaluationConfig
 from smollm.hardware import Hardware
 from smollm.model import KeyValueCache, LlamaForCausalLM
+from smollm.tokens import special_ids
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def continue_prompts(
         hardware: device and precision.
         seed: the same seed gives the same text.
     """
-    prompts = [tokenizer.encode(prompt).ids for prompt in evaluation.prompts]
+    prompts = [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in evaluation.prompts]
     longest = model.config.max_position_embeddings - evaluation.sample_tokens
     prompts = [prompt[:longest] for prompt in prompts]
     length = max(map(len, prompts)) + evaluation.sample_tokens
@@ -66,8 +67,8 @@ def sample(logits: Tensor, temperature: float, top_k: int, chance: torch.Generat
 
 
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Decode up to the end-of-text token, the only special one that a text may hold."""
-    special = tokenizer.get_added_tokens_decoder()
+    """Decode up to the first special token, which ends the text."""
+    special = special_ids(tokenizer)
     end = next((index for index, one in enumerate(ids) if one in special), len(ids))
     text: str = tokenizer.decode(ids[:end])
     return text

@@ -1,12 +1,13 @@
 """Device, precision and compilation: chosen by itself, or as `runtime` says."""
 
 import platform
+import resource
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from smollm.config.fields import Auto
@@ -48,7 +49,8 @@ class Hardware:
         elif self.device.type == "mps":
             used = torch.mps.driver_allocated_memory()
         else:
-            used = psutil.Process().memory_info().rss
+            kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            used = kilobytes * (1 if sys.platform == "darwin" else 1024)
         return float(used) / 2**30
 
     def attention_kernel(self, query_heads: int, key_value_heads: int, head_dim: int, length: int) -> str:

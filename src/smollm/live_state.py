@@ -157,14 +157,18 @@ class LiveState:
     def _visit_others(self) -> None:
         """Refuse to run beside a process of this workspace; remove states that nobody will continue."""
         for directory in sorted(self._home.glob("*")):
-            if directory == self.directory or not directory.is_dir():
+            if directory == self.directory:
                 continue
-            with (directory / "lock").open("a+") as file:
+            try:
+                file = (directory / "lock").open("a+")
+            except FileNotFoundError:  # another process has just removed it
+                continue
+            with file:
                 holder = _try_lock(file)
                 if holder is None:
                     self._say(f"{self.stage}: removing the state of a run with other inputs ({directory.name})")
                     self._on_abandoned(directory)
-                    shutil.rmtree(directory)
+                    shutil.rmtree(directory, ignore_errors=True)
                 elif holder.get("workspace") == str(self.workspace.directory):
                     self._refuse(holder)
 

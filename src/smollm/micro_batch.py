@@ -40,20 +40,21 @@ def rehearse(
     sizes = candidates(batches.sequences, batches.length, most) if isinstance(wanted, Auto) else [wanted]
     if hardware.compile:
         model.compile_parts()
-    for size in sizes:
+    waiting = list(sizes)
+    while waiting:
         try:
-            _try(model, batches, size, hardware)
+            _try(model, batches, waiting[0], hardware)
         except torch.OutOfMemoryError:
-            pass  # leave the handler first: its traceback holds the tensors
+            del waiting[0]
         except (torch._inductor.exc.InductorError, torch._dynamo.exc.TorchDynamoException) as error:
             warn(f"torch.compile failed ({str(error).splitlines()[0]}); going on without it")
             model.forget_compilation()
-            _try(model, batches, size, hardware)
-            return size
         else:
-            return size
+            return waiting[0]
+        # outside the handlers, whose tracebacks hold the tensors
         gc.collect()
-        torch.cuda.empty_cache()
+        if hardware.device.type == "cuda":
+            torch.cuda.empty_cache()
     raise TrainingError(
         f"params.yaml: runtime.micro_batch_size must fit the memory of {hardware.name}, got {sizes[-1]} sequences of "
         f"{batches.length} tokens; lower it, or the stage's sequence_length, or choose a smaller model"

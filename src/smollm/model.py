@@ -179,6 +179,7 @@ class LlamaForCausalLM(nn.Module):
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=config.initializer_range)
         self._computed_loss = self._head_loss
+        self.is_compiled = False
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token that follows each of `ids` (B, T).
@@ -210,12 +211,14 @@ class LlamaForCausalLM(nn.Module):
         for layer in self.model.layers:
             layer.compile(fullgraph=True, dynamic=False)
         self._computed_loss = torch.compile(self._head_loss, fullgraph=True, dynamic=False)
+        self.is_compiled = True
 
     def forget_compilation(self) -> None:
         """Go back to the uncompiled model."""
         for layer in self.model.layers:
             layer._compiled_call_impl = None
         self._computed_loss = self._head_loss
+        self.is_compiled = False
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters by Hugging Face name, the tied output projection left out."""

@@ -110,7 +110,6 @@ def _describe(run: StageRun, experiment: str, story: Story) -> Description:
     workspace = run.workspace
     git = provenance.git_state(workspace.directory)
     dvc = provenance.dvc_state()
-    outputs = [path for path in _declared(run, "outs") if path.startswith(("checkpoints/", "models/", "data/"))]
     name = "-".join(filter(None, [run.name, dvc.get("dvc.experiment"), run.state.fingerprint[:6]]))
     inputs = {f"dvc.dep.{path}": digest or "" for path, digest in run.state.inputs.items() if not path.endswith(".py")}
     return Description(
@@ -122,7 +121,6 @@ def _describe(run: StageRun, experiment: str, story: Story) -> Description:
         tags={
             "stage": run.name,
             "fingerprint": run.state.fingerprint,
-            "restore": provenance.restore_command(git.get("git.commit"), outputs),
             "mlflow.source.name": f"dvc repro {run.name}",
             **({"mlflow.source.git.commit": git["git.commit"]} if git else {}),
             **git,
@@ -141,8 +139,12 @@ def _declared(run: StageRun, kind: str) -> list[str]:
 
 
 def _output_tags(run: StageRun) -> dict[str, str]:
-    paths = [path for path in _declared(run, "outs") if not path.startswith("reports/")]
-    return {f"dvc.out.{path}": dvc_digest(run.workspace.directory / path) or "" for path in paths}
+    """The digest of each output, and the commands that bring them back."""
+    outputs = [path for path in _declared(run, "outs") if not path.startswith("reports/")]
+    data = [path for path in run.state.inputs if not path.endswith(".py") and path != "data/raw"]
+    digests = {path: dvc_digest(run.workspace.directory / path) or "" for path in outputs}
+    restore = provenance.restore_command(digests[outputs[0]], [*outputs, *data])
+    return {"restore": restore, **{f"dvc.out.{path}": digest for path, digest in digests.items()}}
 
 
 def _write_run_json(run: StageRun, tracker: Tracker) -> None:
@@ -177,3 +179,6 @@ def main(stage: Callable[[], None]) -> None:
     except PipelineError as error:
         print(f"\nERROR: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if isinstance(error, Interrupted) else 1)
+    except KeyboardInterrupt:
+        print("\nERROR: stopped by Ctrl-C; `dvc repro` starts the stage again", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -33,10 +33,18 @@ def dvc_state() -> dict[str, str]:
     return {tag: os.environ[name] for name, tag in names.items() if os.environ.get(name)}
 
 
-def restore_command(commit: str | None, outputs: list[str]) -> str:
-    """Shell commands that bring back the code, params, data and checkpoint of a run."""
-    checkout = f"git checkout {os.environ.get('DVC_EXP_NAME') or commit or '<commit>'}"
-    return f"{checkout} && dvc pull --force {' '.join(outputs)}"
+def restore_command(digest: str, paths: list[str]) -> str:
+    """Shell commands that bring back the code and params of a result, and its data and checkpoint.
+
+    The commit is the first whose dvc.lock holds the result's digest: made after the run, by hand
+    or by `dvc exp run`.
+
+    Args:
+        digest: DVC's md5 of one of the result's outputs.
+        paths: what to pull.
+    """
+    commit = f"$(git log --all --format=%H -S {digest} -- dvc.lock | tail -n 1)"
+    return f"git checkout {commit} && dvc pull --force {' '.join(paths)}"
 
 
 def environment() -> dict[str, object]:

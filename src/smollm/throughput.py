@@ -1,5 +1,7 @@
 """How fast training is, in numbers: FLOPs, tokens per second, MFU, goodput. Pure."""
 
+import re
+
 from smollm.config.model import ModelConfig
 
 PEAK_TFLOPS = {
@@ -22,7 +24,7 @@ PEAK_TFLOPS = {
 
 def peak_tflops(device_name: str) -> float | None:
     """The device's peak, or None where it is not known (then no MFU is reported)."""
-    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+    return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -54,10 +54,13 @@ class TokenizeStage:
         run.log(
             f"tokenizer of {vocab_size:,} tokens ({self.tokenizer.source.value}) in {time.monotonic() - began:.1f} s"
         )
+        results: dict[str, float] = {"corpus/vocab_size": vocab_size}
         for stage, source in sources.items():
-            self._encode(run, stage, source, made, data / "tokens" / stage)
+            results |= self._encode(run, stage, source, made, data / "tokens" / stage)
+        run.state.journal.append("result", 0, **results)
 
-    def _encode(self, run: StageRun, stage: str, source: Source, made: Tokenizer, directory: Path) -> None:
+    def _encode(self, run: StageRun, stage: str, source: Source, made: Tokenizer, directory: Path) -> dict[str, float]:
+        """Write the token files of one stage's text; what MLflow is told of them."""
         began = time.monotonic()
         progress = Progress(f"tokenize {stage}", int(self.corpus.max_megabytes * 1e6), unit="byte")
         try:
@@ -80,18 +83,14 @@ class TokenizeStage:
             f"{stage}: {documents:,} documents, {size / 1e6:,.1f} MB, {sides[0]['tokens']:,} tokens to train on and "
             f"{sides[1]['tokens']:,} held out ({manifest['split']}), {sides[0]['bytes_per_token']:.2f} bytes per token"
         )
-        run.state.journal.append(
-            "result",
-            STAGES.index(stage),
-            **{
-                f"{stage}/documents": documents,
-                f"{stage}/megabytes": size / 1e6,
-                f"{stage}/train_tokens": sides[0]["tokens"],
-                f"{stage}/validation_tokens": sides[1]["tokens"],
-                f"{stage}/bytes_per_token": sides[0]["bytes_per_token"],
-                f"{stage}/megabytes_per_second": size / 1e6 / seconds,
-            },
-        )
+        return {
+            f"corpus/{stage}_documents": documents,
+            f"corpus/{stage}_megabytes": size / 1e6,
+            f"corpus/{stage}_train_tokens": sides[0]["tokens"],
+            f"corpus/{stage}_validation_tokens": sides[1]["tokens"],
+            f"corpus/{stage}_bytes_per_token": sides[0]["bytes_per_token"],
+            f"speed/{stage}_megabytes_per_second": size / 1e6 / seconds,
+        }
 
     def _publish(self, run: StageRun) -> None:
         made, target = run.state.directory / "data", self.workspace.directory / "data"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from smollm.config.tokenizer import TokenizerConfig, TokenizerSource
 from smollm.errors import CorpusError
@@ -75,14 +75,30 @@ def check(tokenizer: Tokenizer, end_of_text: str, name: str) -> Tokenizer:
             f"{name}: must know the end-of-text token {end_of_text!r}, got a vocabulary without it; "
             "set tokenizer.end_of_text to its name there"
         )
-    if not _is_byte_level(tokenizer):
+    as_plain_text(tokenizer)
+    if not _keeps_every_byte(tokenizer):
         raise CorpusError(
             f"{name}: must be byte-level, so that every text can be encoded and its bytes counted, "
-            f"got the decoder {type(tokenizer.decoder).__name__}; use a byte-level BPE tokenizer"
+            f"got one that changes a text or lacks some bytes (decoder {type(tokenizer.decoder).__name__}); "
+            "use a byte-level BPE tokenizer"
         )
-    return as_plain_text(tokenizer)
+    spellings = (end_of_text, f"a {end_of_text} b", f"\n{end_of_text}\n", f"{end_of_text}{end_of_text}")
+    end = tokenizer.token_to_id(end_of_text)
+    if any(end in tokenizer.encode(text, add_special_tokens=False).ids for text in spellings):
+        raise CorpusError(
+            f"{name}: must never encode plain text as the end-of-text token, got {end_of_text!r}, which a text "
+            "can spell; choose another tokenizer.end_of_text"
+        )
+    return tokenizer
 
 
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
-    changes_text = isinstance(tokenizer.normalizer, normalizers.Normalizer)
-    return isinstance(tokenizer.decoder, decoders.ByteLevel) and not changes_text
+def _keeps_every_byte(tokenizer: Tokenizer) -> bool:
+    """Whether any text comes back as it was, and each of the 256 bytes is a token."""
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel) or tokenizer.normalizer is not None:
+        return False
+    if any(byte not in vocabulary for byte in pre_tokenizers.ByteLevel.alphabet()):
+        return False
+    probe = "Word 1\r\n\t  é 猫 😀"
+    ids = tokenizer.encode(probe, add_special_tokens=False).ids
+    return bool(tokenizer.decode(ids, skip_special_tokens=False) == probe)

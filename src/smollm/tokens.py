@@ -47,10 +47,17 @@ def as_plain_text(tokenizer: Tokenizer) -> Tokenizer:
 def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
     """UTF-8 bytes that each id stands for, (V,); 0 for special tokens.
 
-    In byte-level BPE each character of a token's name is one byte of text.
+    In byte-level BPE each character of a token's name is one byte of text; a token that was added
+    is named by its text.
     """
-    special = tokenizer.get_added_tokens_decoder()
     lengths = np.zeros(tokenizer.get_vocab_size(with_added_tokens=True), np.int64)
     for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
-        lengths[index] = 0 if index in special else len(token)
+        lengths[index] = len(token)
+    for index, added in tokenizer.get_added_tokens_decoder().items():
+        lengths[index] = 0 if added.special else len(added.content.encode())
     return lengths
+
+
+def special_ids(tokenizer: Tokenizer) -> set[int]:
+    """Ids that stand for no text, such as end-of-text."""
+    return {index for index, added in tokenizer.get_added_tokens_decoder().items() if added.special}

@@ -137,7 +137,9 @@ class Store:
                 return str(found.experiment_id)
             is_local = self.uri.startswith("sqlite:")
             location = (self.root / "artifacts" / name).as_uri() if is_local else None
-            return str(client.create_experiment(name, artifact_location=location))
+            # MLflow's pages then open on the list of runs
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
 
 
 class Delivery:
@@ -246,30 +248,33 @@ class Delivery:
         self._note(described=True)
 
     def _send_journal(self, client: "MlflowClient", run_id: str) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, RunTag
 
         if self.state.get("reopen"):
             client.update_run(run_id, status="RUNNING")
             self._note(reopen=False)
         batch: list[Metric] = []
+        tags: list[RunTag] = []
         samples: list[Record] = []
         start = offset = self.state["offset"]
         for record, after in read(self.directory / "journal.jsonl", start):
             offset = after
             batch += [Metric(name, value, int(record.time * 1000), record.step) for name, value in metrics(record)]
+            if record.kind == "hardware":
+                tags += [RunTag(f"hardware.{name}", str(value)) for name, value in record.values.items()]
             if record.kind == "sample":
                 samples.append(record)
             if len(batch) >= _BATCH:
-                self._send_batch(client, run_id, batch, samples, offset)
-                batch, samples = [], []
+                self._send_batch(client, run_id, batch, tags, samples, offset)
+                batch, tags, samples = [], [], []
         if offset > start:
-            self._send_batch(client, run_id, batch, samples, offset)
+            self._send_batch(client, run_id, batch, tags, samples, offset)
 
     def _send_batch(
-        self, client: "MlflowClient", run_id: str, batch: list[Any], samples: list[Record], offset: int
+        self, client: "MlflowClient", run_id: str, batch: list[Any], tags: list[Any], samples: list[Record], offset: int
     ) -> None:
-        if batch:
-            client.log_batch(run_id, metrics=batch)
+        if batch or tags:
+            client.log_batch(run_id, metrics=batch, tags=tags)
         for record in samples:
             texts = zip(record.values["prompts"], record.values["texts"], strict=True)
             text = "\n\n----\n\n".join(prompt + text for prompt, text in texts)

@@ -1,6 +1,7 @@
 """A training stage from params to published outputs: what `pretrain` and `finetune` both are."""
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,36 +79,22 @@ class TrainingStage:
     def _work(self, run: StageRun) -> None:
         seed_everything(self.seed)
         machine = hardware.choose(self.runtime)
+        start = self._start()
+        first_step = start.state.step if start else 0
+        self._announce(run, machine, first_step)
         text, manifest = self._load_tokenizer()
         length = self.training.sequence_length
-        open_side = {side: open_tokens(self._tokens / f"{side}.bin", manifest["dtype"]) for side in (TRAIN, VALIDATION)}
-        batches = Batches(open_side[TRAIN], self.training.sequences_per_step, length, self.seed, self.name)
-        windows = validation_windows(open_side[VALIDATION], length, self.evaluation.validation_tokens, self.name)
+        sides = {side: open_tokens(self._tokens / f"{side}.bin", manifest["dtype"]) for side in (TRAIN, VALIDATION)}
+        batches = Batches(sides[TRAIN], self.training.sequences_per_step, length, self.seed, self.name)
+        windows = validation_windows(sides[VALIDATION], length, self.evaluation.validation_tokens, self.name)
         model = LlamaForCausalLM(self.model).to(machine.device)
         optimizer = Optimizer(model, self.training.optimizer, machine.dtype)
         store = CheckpointStore(run.state.directory / "checkpoints", self.runtime.keep_checkpoints)
-        start = self._start()
-        resumed = store.newest(lambda line: run.log(line))
-        first_step = start.state.step if start else 0
-
-        parameters = parameter_count(self.model)
-        tokens = self.training.steps * self.training.tokens_per_step
-        petaflops = flops_per_token(self.model, length) * tokens / 1e15
-        run.log(
-            f"{self.training.steps} steps (to step {first_step + self.training.steps}) of "
-            f"{self.training.tokens_per_step:,} tokens, {tokens / 1e6:,.1f} M in all, {petaflops:,.3g} PFLOP; "
-            f"{parameters:,} parameters; {machine.name}, {machine.device.type}, {machine.precision.value}, "
-            f"{'compiled' if machine.compile else 'not compiled'}",
-            first_step,
-        )
-        if resumed:
-            run.log(f"resumed from step {resumed.state.step}", resumed.state.step)
-        elif start:
-            run.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
+        resumed = store.newest(lambda line: run.log(line, first_step))
         micro_batch = rehearse(
             model, batches, self.runtime.micro_batch_size, machine, lambda line: run.log(line, first_step)
         )
-        self._note_hardware(run, machine, micro_batch, first_step)
+        self._note_hardware(run, machine, model.is_compiled, micro_batch, first_step)
         trainer = Trainer(
             Plan(
                 self.name,
@@ -127,16 +114,30 @@ class TrainingStage:
             run.state.journal,
             store,
         )
-        if resumed or start:
-            trainer.restore(resumed or start)  # type: ignore[arg-type]
-        progress = Progress(self.name, self.training.steps, trainer.done)
-        try:
-            with StopSignal() as stop:
-                trainer.run(stop, progress)
-        finally:
-            progress.close()
+        if resumed:
+            trainer.restore(resumed)
+            run.log(f"resumed from step {resumed.state.step}", resumed.state.step)
+        elif start:
+            trainer.restore(start)
+            run.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
+        with closing(Progress(self.name, self.training.steps, trainer.done)) as progress, StopSignal() as stop:
+            trainer.run(stop, progress)
 
-    def _note_hardware(self, run: StageRun, machine: hardware.Hardware, micro_batch: int, step: int) -> None:
+    def _announce(self, run: StageRun, machine: hardware.Hardware, first_step: int) -> None:
+        """One line on what the stage will do."""
+        tokens = self.training.steps * self.training.tokens_per_step
+        petaflops = flops_per_token(self.model, self.training.sequence_length) * tokens / 1e15
+        run.log(
+            f"{self.training.steps} steps (to step {first_step + self.training.steps}) of "
+            f"{self.training.tokens_per_step:,} tokens, {tokens / 1e6:,.1f} M in all, {petaflops:,.3g} PFLOP; "
+            f"{parameter_count(self.model):,} parameters; {machine.name}, {machine.device.type}, "
+            f"{machine.precision.value}, {'compiled' if machine.compile else 'not compiled'}",
+            first_step,
+        )
+
+    def _note_hardware(
+        self, run: StageRun, machine: hardware.Hardware, compiled: bool, micro_batch: int, step: int
+    ) -> None:
         kernel = machine.attention_kernel(
             self.model.num_attention_heads,
             self.model.num_key_value_heads,
@@ -149,7 +150,7 @@ class TrainingStage:
             device=machine.device.type,
             device_name=machine.name,
             precision=machine.precision.value,
-            compiled=machine.compile,
+            compiled=compiled,
             micro_batch_size=micro_batch,
             attention_kernel=kernel,
             torch=torch.__version__,
@@ -170,7 +171,7 @@ class TrainingStage:
         }
         report.write_training(run.reports, f"{self.name}: loss", records, facts)
         run.facts |= report.speed_metrics(records)
-        run.facts |= next(r.values for r in reversed(records) if r.kind == "hardware")
+        run.facts["device"] = next(r.values["device_name"] for r in reversed(records) if r.kind == "hardware")
         names = ("metrics.json", "training_log.txt", "loss.svg", "losses.tsv", "validation.tsv", "speed.tsv")
         run.artifacts |= {name: run.reports / name for name in names}
         self._say_summary(run, records)

@@ -150,7 +150,7 @@ def _check_training(name: str, training: TrainingConfig, config: Config, problem
     micro, whole = config.runtime.micro_batch_size, training.sequences_per_step
     if not isinstance(micro, Auto) and whole % micro:
         divisors = [n for n in range(1, whole + 1) if whole % n == 0]
-        near = sorted(sorted(divisors, key=lambda n: abs(n - micro))[:2])
+        near = [*[n for n in divisors if n < micro][-1:], *[n for n in divisors if n > micro][:1]]
         problems.add(
             "runtime.micro_batch_size",
             f"must divide the {whole} sequences of a {name} step",

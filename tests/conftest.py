@@ -1,0 +1,46 @@
+"""Parts that more than one test file is made of: a tiny model, a tiny tokenizer, the CPU."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries that read it
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from smollm import tokenizer as tokenizers_here
+from smollm.config.model import ModelConfig
+from smollm.config.runtime import Precision
+from smollm.hardware import Hardware
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@pytest.fixture
+def model_config() -> ModelConfig:
+    """A tiny Llama with grouped heads and tied embeddings."""
+    return ModelConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        rope_theta=10000.0,
+        rms_norm_eps=1e-5,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """Byte-level BPE of 275 tokens: 256 bytes, end-of-text (id 0) and a few merges."""
+    documents = ["the cat sat on the mat, and the dog sat on the cat\n", "the end of the mat: 10 cats and 20 dogs\n"]
+    return tokenizers_here.check(tokenizers_here.train(documents, 275, END_OF_TEXT), END_OF_TEXT, "tokenizer")
+
+
+@pytest.fixture
+def cpu() -> Hardware:
+    return Hardware(torch.device("cpu"), Precision.FP32, compile=False, name="this CPU")

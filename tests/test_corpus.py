@@ -1,0 +1,162 @@
+"""Sources of text: packages, documentation, the user's own files."""
+
+import dataclasses
+import json
+import sys
+import sysconfig
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
+from smollm.corpus import Source
+from smollm.errors import CorpusError
+
+
+def source(
+    workspace: Path,
+    kind: CorpusSource,
+    files: tuple[str, ...] = (),
+    packages: tuple[str, ...] = ("tqdm",),
+    text_column: str = "text",
+    dataset: str | None = None,
+) -> Source:
+    one = SourceConfig(kind, files, text_column, HubDatasetConfig(dataset, None, "train", "main"))
+    return Source("pretrain", CorpusConfig(packages, 1.0, 0.1, one, one), workspace)
+
+
+def put(workspace: Path, name: str, content: bytes) -> None:
+    path = workspace / "data" / "raw" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_python_gives_the_source_files_of_a_package(tmp_path: Path) -> None:
+    documents = {d.key: d.text for d in source(tmp_path, CorpusSource.PYTHON).documents()}
+    import tqdm.std
+
+    assert documents["tqdm/std.py"] == Path(tqdm.std.__file__).read_text()
+    assert all(key.endswith(".py") for key in documents)
+
+
+def test_python_gives_the_standard_library_without_installed_packages(tmp_path: Path) -> None:
+    keys = [path for path, _ in source(tmp_path, CorpusSource.PYTHON, packages=("stdlib",))._package_files((".py",))]
+    assert "stdlib/json/decoder.py" in keys
+    assert not any("site-packages" in key for key in keys)
+
+
+def test_the_order_is_fixed_and_not_the_alphabets(tmp_path: Path) -> None:
+    first = [d.key for d in source(tmp_path, CorpusSource.PYTHON).documents()]
+    assert first == [d.key for d in source(tmp_path, CorpusSource.PYTHON).documents()]
+    assert first != sorted(first)
+
+
+def test_python_docs_gives_docstrings_and_readmes_under_the_keys_of_the_code(tmp_path: Path) -> None:
+    documents = {
+        d.key: d.text for d in source(tmp_path, CorpusSource.PYTHON_DOCS, packages=("stdlib", "tqdm")).documents()
+    }
+    decoder = documents["stdlib/json/decoder.py"]
+    assert "raw_decode\n\nDecode a JSON document from" in decoder
+    assert "import re" not in decoder
+    assert documents["tqdm/README"].strip()
+    assert not any("/test/" in key for key in documents)
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.packages must name installed packages, got 'nonesuch'; install"):
+        list(source(tmp_path, CorpusSource.PYTHON, packages=("nonesuch",)).documents())
+
+
+def test_versions_of_python_and_packages_are_recorded(tmp_path: Path) -> None:
+    versions = source(tmp_path, CorpusSource.PYTHON, packages=("stdlib", "tqdm")).versions()
+    assert versions["python"] == sys.version.split()[0]
+    assert set(versions) == {"python", "tqdm"}
+
+
+def test_files_of_every_kind_give_their_texts(tmp_path: Path) -> None:
+    text = "héllo\r\n\n  wörld\t\n"
+    put(tmp_path, "a.txt", text.encode())
+    put(tmp_path, "deep/b.md", b"# title\n\nbody\n")
+    put(tmp_path, "c.jsonl", b"".join(json.dumps({"text": t, "id": 1}).encode() + b"\n" for t in ("one", "two")))
+    pd.DataFrame({"text": ["three", "four"]}).to_parquet(tmp_path / "data/raw/d.parquet")
+    pd.DataFrame({"text": ["five, six"], "n": [1]}).to_csv(tmp_path / "data/raw/e.csv", index=False)
+    found = {d.key: d.text for d in source(tmp_path, CorpusSource.FILES, ("data/raw/**/*.*",)).documents()}
+    assert found == {
+        "data/raw/a.txt": text,
+        "data/raw/deep/b.md": "# title\n\nbody\n",
+        "data/raw/c.jsonl#0": "one",
+        "data/raw/c.jsonl#1": "two",
+        "data/raw/d.parquet#0": "three",
+        "data/raw/d.parquet#1": "four",
+        "data/raw/e.csv#0": "five, six",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"fine\ncaf\xe9\n", r"data/raw/a\.txt: must be UTF-8, got another byte \(0xe9\) at byte 8; convert"),
+        ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl: must have the column 'text' .* got body; name the one"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl: row 0: column 'text' must hold text, got 3"),
+        ("a.jsonl", b'{"text": "x"\n', r"a\.jsonl: must be readable, got "),
+        ("a.parquet", b"no parquet", r"a\.parquet: must be readable, got "),
+        ("a.bin", b"x", r"corpus\.pretrain\.files must match \.txt, .* files, got data/raw/a\.bin"),
+    ],
+    ids=["utf-8", "column", "number", "json", "parquet", "ending"],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_fix(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    put(tmp_path, name, content)
+    with pytest.raises(CorpusError, match=message) as caught:
+        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("split", range(1, 4))
+def test_a_character_cut_by_a_chunk_is_still_utf_8(split: int, tmp_path: Path) -> None:
+    put(tmp_path, "a.txt", b"x" * ((1 << 20) - split) + "😀".encode() + b" end")
+    (document,) = source(tmp_path, CorpusSource.FILES, ("data/raw/a.txt",)).documents()
+    assert document.text.endswith("😀 end")
+
+
+def test_the_byte_of_a_bad_character_is_counted_over_chunks(tmp_path: Path) -> None:
+    put(tmp_path, "a.txt", b"x" * ((1 << 20) - 1) + b"\xf0\x9fX")
+    with pytest.raises(CorpusError, match=f"at byte {(1 << 20) - 1};"):
+        list(source(tmp_path, CorpusSource.FILES, ("data/raw/a.txt",)).documents())
+
+
+def test_a_glob_without_a_match_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"must match files, got none for 'data/raw/\*\.txt'"):
+        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*.txt",)).documents())
+
+
+def test_a_local_folder_stands_in_for_a_hub_dataset(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"text": "from afar"}\n')
+    found = list(source(tmp_path, CorpusSource.HUB, dataset=str(tmp_path / "set")).documents())
+    assert [d.text for d in found] == ["from afar"]
+
+
+def test_a_hub_dataset_out_of_reach_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.pretrain\.hub\.dataset must be .* reached, got 'no-one/nothing'"):
+        list(source(tmp_path, CorpusSource.HUB, dataset="no-one/nothing").documents())
+
+
+def test_files_in_another_encoding_are_left_out_of_the_python_source_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good.py").write_text("x = 1\n")
+    (tmp_path / "odd.py").write_bytes(b"# -*- coding: latin-1 -*-\n# caf\xe9\n")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    one = source(tmp_path, CorpusSource.PYTHON, packages=("stdlib",))
+    assert [d.key for d in one.documents()] == ["stdlib/good.py"]
+    assert one.not_utf8 == 1
+
+
+def test_blank_documents_are_dropped(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", b'{"text": " \\n"}\n{"text": "x"}\n')
+    found = list(source(tmp_path, CorpusSource.FILES, ("data/raw/a.jsonl",)).documents())
+    assert [d.text for d in found] == ["x"]
+    assert dataclasses.astuple(found[0]) == ("data/raw/a.jsonl#1", "x")

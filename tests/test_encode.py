@@ -1,0 +1,149 @@
+"""Documents to token files: split, deduplicated, encoded, with a manifest."""
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from smollm import encode, tokenizer
+from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
+from smollm.corpus import Document, Source
+from smollm.errors import CorpusError
+from smollm.tokens import as_plain_text, open_tokens
+
+END = "<|endoftext|>"
+
+
+class Texts(Source):
+    """Documents that a test gives."""
+
+    def __init__(self, documents: dict[str, str]) -> None:
+        one = SourceConfig(CorpusSource.FILES, (), "text", HubDatasetConfig(None, None, "train", None))
+        super().__init__("pretrain", CorpusConfig(("stdlib",), 1.0, 0.1, one, one), Path())
+        self.given = documents
+
+    def documents(self) -> Iterator[Document]:
+        return (Document(key, text) for key, text in self.given.items())
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer() -> Tokenizer:
+    return as_plain_text(tokenizer.train(["the quick brown fox " * 20], 300, END))
+
+
+def write(directory: Path, documents: dict[str, str], made: Tokenizer, **settings: Any) -> dict[str, Any]:
+    values = {"max_megabytes": 1.0, "validation_fraction": 0.3, **settings}
+    return encode.write(directory, Texts(documents), made, END, **values)
+
+
+DOCUMENTS = {f"file{n}": f"the fox number {n} 😀\n\tjumps\n" for n in range(40)}
+
+
+def test_the_files_hold_every_document_followed_by_end_of_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    manifest = write(tmp_path, DOCUMENTS, small_tokenizer)
+    texts = []
+    for side in ("train", "validation"):
+        ids = open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])
+        offsets = np.fromfile(tmp_path / f"{side}.offsets.bin", np.uint64)
+        assert len(ids) == manifest[side]["tokens"]
+        assert len(offsets) == manifest[side]["documents"]
+        for start, end in zip(offsets, [*offsets[1:], len(ids)], strict=True):
+            document = ids[int(start) : int(end)].tolist()
+            assert document[-1] == manifest["end_of_text_id"]
+            texts.append(small_tokenizer.decode(document[:-1]))
+    assert sorted(texts) == sorted(DOCUMENTS.values())
+
+
+def test_the_manifest_counts_bytes_and_tokens(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    manifest = write(tmp_path, DOCUMENTS, small_tokenizer)
+    assert manifest["split"] == "by document"
+    sides = [manifest[side] for side in ("train", "validation")]
+    assert all(side["documents"] > 0 for side in sides)
+    assert sum(side["bytes"] for side in sides) == sum(len(text.encode()) for text in DOCUMENTS.values())
+    digest = hashlib.sha256((tmp_path / "train.bin").read_bytes()).hexdigest()
+    assert manifest["train"]["sha256"] == digest
+    with (tmp_path / "documents.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert {row["key"]: row["sha256"] for row in rows} == {
+        key: hashlib.sha256(text.encode()).hexdigest() for key, text in DOCUMENTS.items()
+    }
+    for side in ("train", "validation"):
+        of_side = [row for row in rows if row["split"] == side]
+        assert sum(int(row["tokens"]) + 1 for row in of_side) == manifest[side]["tokens"]
+
+
+def test_a_documents_side_follows_from_its_key_alone(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    code = {key: f"code of {key}" for key in DOCUMENTS}
+    documentation = {key: f"documentation of {key}" for key in reversed(DOCUMENTS)}
+    sides = []
+    for name, documents in (("code", code), ("docs", documentation)):
+        write(tmp_path / name, documents, small_tokenizer)
+        with (tmp_path / name / "documents.tsv").open() as file:
+            sides.append({row["key"]: row["split"] for row in csv.DictReader(file, delimiter="\t")})
+    assert sides[0] == sides[1]
+    assert set(sides[0].values()) == {"train", "validation"}
+
+
+def test_exact_duplicates_are_removed_before_the_split(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    documents = {**DOCUMENTS, **{f"copy{n}": DOCUMENTS[f"file{n}"] for n in range(7)}}
+    manifest = write(tmp_path, documents, small_tokenizer)
+    assert manifest["duplicates_removed"] == 7
+    assert manifest["train"]["documents"] + manifest["validation"]["documents"] == len(DOCUMENTS)
+
+
+def test_the_text_is_capped(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    size = len(DOCUMENTS["file0"].encode())
+    manifest = write(tmp_path, DOCUMENTS, small_tokenizer, max_megabytes=5.5 * size / 1e6)
+    assert manifest["train"]["documents"] + manifest["validation"]["documents"] == 5
+
+
+@pytest.mark.parametrize("key", ["file0", "file1", "file2", "file3", "file4", "file5", "file6", "file7"])
+def test_a_single_document_is_cut_into_training_text_and_a_held_out_tail(
+    key: str, tmp_path: Path, small_tokenizer: Tokenizer
+) -> None:
+    text = "the quick brown fox jumps over the lazy dog. " * 30
+    manifest = write(tmp_path, {key: text}, small_tokenizer, validation_fraction=0.25)
+    assert manifest["split"].startswith("by tail")
+    ids = [open_tokens(tmp_path / f"{side}.bin", manifest["dtype"]).tolist() for side in ("train", "validation")]
+    assert small_tokenizer.decode([*ids[0], *ids[1][:-1]]) == text
+    assert len(ids[1]) == int(0.25 * (len(ids[0]) + len(ids[1])))
+    assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == len(text)
+
+
+def test_the_tokenizer_learns_from_the_training_side_alone() -> None:
+    source = Texts(DOCUMENTS)
+    train = {one.document.text for one in encode.unique_documents(source, 1.0, 0.3) if one.split == "train"}
+    assert set(encode.training_texts(source, 1.0, 0.3)) == train
+    assert 0 < len(train) < len(DOCUMENTS)
+
+
+def test_the_tokenizers_text_is_capped() -> None:
+    size = len(DOCUMENTS["file0"].encode())
+    assert len(list(encode.training_texts(Texts(DOCUMENTS), 3.5 * size / 1e6, 0.3))) == 3
+
+
+def test_a_lone_document_on_the_held_out_side_still_teaches_the_tokenizer() -> None:
+    for key in DOCUMENTS:
+        assert list(encode.training_texts(Texts({key: "text"}), 1.0, 0.3)) == ["text"]
+
+
+def test_a_special_token_in_a_document_is_plain_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    text = f"before {END} after"
+    manifest = write(tmp_path, {"a": text, "b": "other"}, small_tokenizer)
+    ids = [t for side in ("train", "validation") for t in open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])]
+    assert ids.count(manifest["end_of_text_id"]) == 2
+
+
+def test_no_text_is_one_clear_line(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.pretrain must give text to train on, got none; add text"):
+        write(tmp_path, {}, small_tokenizer)
+
+
+def test_a_cap_below_the_first_document_is_one_clear_line(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.max_megabytes must hold the first document \(file0"):
+        write(tmp_path, DOCUMENTS, small_tokenizer, max_megabytes=1e-6)

@@ -1,0 +1,228 @@
+"""Live state: fingerprint, lock, what is kept, what is started afresh, what is removed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from structure import ROOT
+
+from smollm.errors import StateError
+from smollm.files import dvc_digest
+from smollm.live_state import LiveState, Workspace, fingerprint_of
+
+DVC_YAML = {
+    "stages": {
+        "train": {"cmd": "python3 -m train", "deps": ["code.py", "data"], "params": ["seed"], "outs": ["model"]},
+    }
+}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(DVC_YAML))
+    (tmp_path / "params.yaml").write_text("seed: 1\nother: 2\n")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "deep" / "a.txt").write_text("a")
+    return Workspace(tmp_path, tmp_path)
+
+
+def state(workspace: Workspace, said: list[str] | None = None, abandoned: list[Path] | None = None) -> LiveState:
+    heard = [] if said is None else said
+    gone = [] if abandoned is None else abandoned
+    return LiveState("train", workspace, heard.append, gone.append)
+
+
+def record(workspace: Workspace, of: LiveState) -> None:
+    """Write the dvc.lock that DVC writes when the stage has ended well."""
+    entry = {
+        "cmd": "python3 -m train",
+        "deps": [{"path": path, "hash": "md5", "md5": digest, "size": 1} for path, digest in of.inputs.items()],
+        "params": {"params.yaml": {"seed": 1}},
+        "outs": [{"path": "model", "md5": "0" * 32}],
+    }
+    (workspace.directory / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"train": entry}}))
+
+
+def test_an_unfinished_state_is_continued(workspace: Workspace) -> None:
+    with state(workspace) as first:
+        first.journal.append("step", 1, train_loss=2.0)
+    with state(workspace) as again:
+        assert again.directory == first.directory
+        assert [record.step for record in again.journal.records()] == [1]
+
+
+@pytest.mark.parametrize("change", ["code.py", "data/deep/a.txt", "params.yaml", "dvc.yaml"])
+def test_another_input_param_or_command_is_another_state(change: str, workspace: Workspace) -> None:
+    before = state(workspace).fingerprint
+    path = workspace.directory / change
+    path.write_text(path.read_text().replace("seed: 1", "seed: 2").replace("-m train", "-m other") + "\n# new\n")
+    assert state(workspace).fingerprint != before
+
+
+def test_a_param_that_the_stage_does_not_name_changes_nothing(workspace: Workspace) -> None:
+    before = state(workspace).fingerprint
+    (workspace.directory / "params.yaml").write_text("seed: 1\nother: 3\n")
+    assert state(workspace).fingerprint == before
+
+
+def test_finished_and_not_recorded_is_still_finished(workspace: Workspace) -> None:
+    with state(workspace) as first:
+        first.mark_complete()
+    with state(workspace) as again:
+        assert again.is_complete
+
+
+def test_finished_and_recorded_was_forced_and_starts_afresh(workspace: Workspace) -> None:
+    with state(workspace) as first:
+        first.journal.append("step", 1, train_loss=2.0)
+        first.mark_complete()
+        (first.directory / "checkpoints").mkdir()
+    record(workspace, first)
+    said: list[str] = []
+    with state(workspace, said) as again:
+        assert not again.is_complete
+        assert again.journal.records() == []
+        assert not (again.directory / "checkpoints").exists()
+    assert said == ["train: forced to run again; starting from its beginning"]
+
+
+def test_recorded_with_other_params_is_not_this_result(workspace: Workspace) -> None:
+    with state(workspace) as first:
+        first.mark_complete()
+    record(workspace, first)
+    lock = workspace.directory / "dvc.lock"
+    lock.write_text(lock.read_text().replace("seed: 1", "seed: 7"))
+    with state(workspace) as again:
+        assert again.is_complete
+
+
+def test_an_abandoned_state_is_removed_and_told_of(workspace: Workspace) -> None:
+    with state(workspace) as first:
+        first.journal.append("step", 1, train_loss=2.0)
+    (workspace.directory / "code.py").write_text("x = 2\n")
+    said: list[str] = []
+    abandoned: list[Path] = []
+    with state(workspace, said, abandoned):
+        assert not first.directory.exists()
+    assert abandoned == [first.directory]
+    assert len(said) == 1
+    assert first.fingerprint in said[0]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from smollm.live_state import LiveState, Workspace
+workspace = Workspace(Path(sys.argv[1]), Path(sys.argv[2]))
+with LiveState("train", workspace, print, print):
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(workspace: Workspace) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the stage's state until its input is closed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, workspace.directory, workspace.root, ROOT / "src"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "holding\n"
+        yield process
+        process.kill()
+
+
+def test_an_orphan_of_this_workspace_is_named_and_left_alone(workspace: Workspace) -> None:
+    with holder(workspace) as process:
+        with pytest.raises(StateError, match=f"got process {process.pid} still at it; .*kill {process.pid}"):
+            state(workspace).__enter__()
+        assert process.poll() is None
+
+
+def test_an_orphan_with_other_inputs_is_refused_too(workspace: Workspace) -> None:
+    with holder(workspace) as process:
+        (workspace.directory / "code.py").write_text("x = 2\n")
+        with pytest.raises(StateError, match=f"got process {process.pid} still at it"):
+            state(workspace).__enter__()
+
+
+def test_another_workspace_of_the_repository_waits_for_the_same_state(workspace: Workspace, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    for name in ("dvc.yaml", "params.yaml", "code.py", "data/deep/a.txt"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_bytes((workspace.directory / name).read_bytes())
+    said: list[str] = []
+    with holder(workspace) as process:
+
+        def release(line: str) -> None:
+            said.append(line)
+            assert process.stdin is not None
+            process.stdin.close()
+
+        with LiveState("train", Workspace(other, workspace.root), release, lambda _: None) as mine:
+            assert mine.directory.parent.parent == workspace.root / ".resume"
+    assert said == [f"train: waiting for process {process.pid}, which computes the same elsewhere"]
+
+
+def test_a_state_that_another_workspace_uses_is_not_removed(workspace: Workspace, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    for name in ("dvc.yaml", "params.yaml", "data/deep/a.txt"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_bytes((workspace.directory / name).read_bytes())
+    (other / "code.py").write_text("x = 3\n")
+    theirs = state(workspace).directory
+    with holder(workspace), state(Workspace(other, workspace.root)) as mine:
+        assert theirs.exists()
+        assert mine.directory != theirs
+
+
+def test_the_lock_of_a_killed_process_is_free(workspace: Workspace) -> None:
+    with holder(workspace) as process:
+        process.kill()
+        process.wait()
+        with state(workspace) as mine:
+            assert json.loads((mine.directory / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_dvc_root_names_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DVC_ROOT", "/repository")
+    assert Workspace.find(tmp_path).root == Path("/repository")
+    monkeypatch.delenv("DVC_ROOT")
+    assert Workspace.find(tmp_path).root == tmp_path
+
+
+def test_digests_are_dvcs(tmp_path: Path) -> None:
+    from dvc.repo import Repo
+
+    for name in ("b.txt", "deep/a.txt", "deep/ü b.txt"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_text(name)
+    Repo.init(str(tmp_path), no_scm=True).close()
+    (tmp_path / "one.txt").write_text("one")
+    with Repo(str(tmp_path)) as repo:
+        for name in ("folder", "one.txt"):
+            (added,) = repo.add(str(tmp_path / name))
+            assert added.outs[0].hash_info.value == dvc_digest(tmp_path / name)
+    assert dvc_digest(tmp_path / "nothing") is None
+
+
+def test_the_fingerprint_depends_on_each_of_its_parts() -> None:
+    prints = {
+        fingerprint_of("a", {"x": "1"}, {"p": 1}),
+        fingerprint_of("b", {"x": "1"}, {"p": 1}),
+        fingerprint_of("a", {"x": "2"}, {"p": 1}),
+        fingerprint_of("a", {"x": None}, {"p": 1}),
+        fingerprint_of("a", {"x": "1"}, {"p": 2}),
+    }
+    assert len(prints) == 5

@@ -1,0 +1,322 @@
+"""The real pipeline in a temporary clone: `dvc repro`, MLflow's store, push and pull, kill -9."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from structure import closure
+from test_config import leaves
+from workspace import SMALL, Clone, environment
+
+from smollm.config.file import read_values
+
+STAGES = ("tokenize", "pretrain", "finetune")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which the pipeline has run once."""
+    clone = Clone.of_working_tree(tmp_path_factory.mktemp("pipeline") / "project", with_store=False)
+    assert clone.repro() == ["tokenize", "pretrain", "finetune"]
+    clone.commit("results")
+    return clone
+
+
+def client(clone: Clone):  # type: ignore[no-untyped-def]
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{clone.directory}/mlruns/mlflow.db")
+
+
+def runs(clone: Clone) -> dict[str, list]:  # type: ignore[type-arg]
+    """MLflow's runs by stage, newest first."""
+    store = client(clone)
+    found: dict[str, list] = {}  # type: ignore[type-arg]
+    for run in store.search_runs([store.get_experiment_by_name("smollm").experiment_id]):
+        found.setdefault(run.data.tags["stage"], []).append(run)
+    return found
+
+
+def steps(clone: Clone, run_id: str, metric: str) -> list[int]:
+    return [point.step for point in client(clone).get_metric_history(run_id, metric)]
+
+
+def test_the_loss_begins_near_the_logarithm_of_the_vocabulary_and_falls(finished: Clone) -> None:
+    metrics = finished.json("reports/pretrain/metrics.json")
+    assert 0 < metrics["first_train_loss"] - math.log(512) < 1
+    assert metrics["bits_per_byte"] < 0.9 * metrics["initial_bits_per_byte"]
+
+
+def test_finetune_goes_on_where_pretrain_stopped(finished: Clone) -> None:
+    pretrain, finetune = (finished.rows(f"reports/{stage}/losses.tsv") for stage in ("pretrain", "finetune"))
+    assert [int(row[0]) for row in pretrain] == [1, 10, 20, 30, 40]
+    assert [int(row[0]) for row in finetune] == list(range(41, 51))
+    assert float(finetune[0][1]) < float(pretrain[0][1]) - 0.5
+    assert finished.json("checkpoints/finetune/trainer_state.json")["step"] == 50
+
+
+def test_mlflow_holds_one_finished_run_a_stage_with_the_child_under_its_parent(finished: Clone) -> None:
+    found = runs(finished)
+    assert {stage: len(of_stage) for stage, of_stage in found.items()} == {"tokenize": 1, "pretrain": 1, "finetune": 1}
+    assert {run.info.status for of_stage in found.values() for run in of_stage} == {"FINISHED"}
+    pretrain, finetune = found["pretrain"][0], found["finetune"][0]
+    assert finetune.data.tags["mlflow.parentRunId"] == pretrain.info.run_id
+    assert steps(finished, pretrain.info.run_id, "train/loss") == [1, 10, 20, 30, 40]
+    assert steps(finished, finetune.info.run_id, "train/loss") == list(range(41, 51))
+    assert steps(finished, pretrain.info.run_id, "validation/bits_per_byte") == [0, 10, 20, 30, 40]
+
+
+def test_mlflow_has_params_metrics_inputs_and_tags(finished: Clone) -> None:
+    run = runs(finished)["pretrain"][0]
+    assert run.data.params["pretrain.optimizer.lr"] == "0.003"
+    assert run.data.params["model.hidden_size"] == "32"
+    for metric in ("train/learning_rate", "train/gradient_norm", "speed/tokens_per_second", "memory/peak_gib"):
+        assert metric in run.data.metrics
+    tags = run.data.tags
+    commit = finished.run("git", "rev-parse", "HEAD~1").stdout.strip()
+    assert tags["git.commit"] == tags["mlflow.source.git.commit"] == commit
+    assert tags["dvc.stage"] == "pretrain"
+    assert tags["hardware.precision"] == "fp32"
+    lock = finished.run("cat", "dvc.lock").stdout
+    assert tags["dvc.out.checkpoints/pretrain"] in lock
+    inputs = {one.dataset.name: one.dataset.digest for one in run.inputs.dataset_inputs}
+    assert set(inputs) == {"pretrain/train", "pretrain/validation"}
+    assert set(inputs.values()) == {tags["dvc.dep.data/tokens/pretrain"]}
+    assert inputs["pretrain/train"] in lock
+
+
+def test_mlflow_has_samples_log_and_picture(finished: Clone) -> None:
+    run = runs(finished)["pretrain"][0]
+    store = client(finished)
+    artifacts = {item.path for item in store.list_artifacts(run.info.run_id)}
+    assert {"samples.json", "training_log.txt", "loss.svg", "params.yaml", "environment.json", "run.json"} <= artifacts
+    texts = [item.path for item in store.list_artifacts(run.info.run_id, "samples")]
+    assert texts == ["samples/step-00000020.txt", "samples/step-00000040.txt"]
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{finished.directory}/mlruns/mlflow.db")
+    mlflow.set_experiment("smollm")
+    table = mlflow.load_table("samples.json", run_ids=[run.info.run_id])
+    assert list(table["step"]) == [20, 20, 20, 40, 40, 40]
+    assert list(table["prompt"][:3]) == ["import ", "def main(", "class "]
+
+
+def test_run_json_leads_to_the_run(finished: Clone) -> None:
+    for stage, of_stage in runs(finished).items():
+        values = finished.json(f"reports/{stage}/run.json")
+        assert values["mlflow_run_id"] == of_stage[0].info.run_id
+        assert values["mlflow_tracking_uri"] == "sqlite:///mlruns/mlflow.db"
+
+
+def test_transformers_loads_the_model_and_generates(finished: Clone) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = str(finished.directory / "models" / "finetune")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer("def main(", return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert tokenizer.decode(ids[0]).startswith("def main(")
+
+
+def test_metrics_and_plots_are_dvcs(finished: Clone) -> None:
+    assert "bits_per_byte" in finished.dvc("metrics", "show", "--md").stdout
+    finished.dvc("plots", "show", "--out", str(finished.directory.parent / "plots"))
+    assert "train_loss" in (finished.directory.parent / "plots" / "index.html").read_text()
+
+
+def test_a_clone_next_door_pulls_what_was_pushed(finished: Clone) -> None:
+    finished.dvc("push")
+    beside = Clone(finished.directory.parent / "beside")
+    finished.run("git", "clone", "-q", str(finished.directory), str(beside.directory))
+    beside.dvc("pull")
+    for path in ("checkpoints/finetune/model.safetensors", "models/finetune/model.safetensors"):
+        assert (beside.directory / path).read_bytes() == (finished.directory / path).read_bytes()
+    assert beside.repro() == []
+
+
+def test_the_tag_restore_brings_back_a_checkpoint_of_commits_ago(finished: Clone, tmp_path: Path) -> None:
+    before = (finished.directory / "checkpoints/finetune/model.safetensors").read_bytes()
+    command = runs(finished)["finetune"][0].data.tags["restore"]
+    finished.set({"finetune.optimizer.lr": 1e-2})
+    finished.repro()
+    assert (finished.directory / "checkpoints/finetune/model.safetensors").read_bytes() != before
+    finished.commit("another learning rate")
+    finished.dvc("push")
+    beside = Clone(finished.directory.parent / "restored")
+    finished.run("git", "clone", "-q", str(finished.directory), str(beside.directory))
+    beside.run("bash", "-c", command)
+    assert (beside.directory / "checkpoints/finetune/model.safetensors").read_bytes() == before
+    assert read_values(beside.directory / "params.yaml")["finetune"]["optimizer"]["lr"] == 3e-4
+    finished.run("git", "reset", "-q", "--hard", "HEAD~1")
+    assert finished.repro() == []
+
+
+STAGES_OF_SECTION = {
+    "preset": set(),
+    "seed": {"pretrain", "finetune"},
+    "corpus": {"tokenize"},
+    "tokenizer": {"tokenize"},
+    "model": {"pretrain", "finetune"},
+    "pretrain": {"pretrain"},
+    "finetune": {"finetune"},
+    "evaluation": {"pretrain", "finetune"},
+    "runtime": set(),
+    "tracking": set(),
+}
+
+
+def changed_stages(clone: Clone) -> set[str]:
+    """The stages that DVC would run, not counting those that follow from another's new outputs."""
+    from dvc.repo import Repo
+
+    with Repo(str(clone.directory)) as repo:
+        return {name.rpartition(":")[2] for name in repo.status()}
+
+
+def test_every_param_is_a_dependency_of_the_stages_that_read_it(finished: Clone) -> None:
+    values = read_values(finished.directory / "params.yaml")
+    assert values.keys() == STAGES_OF_SECTION.keys()
+    try:
+        for key in leaves(values):
+            finished.run("git", "checkout", "--", "params.yaml")
+            finished.set({".".join(key): "changed"})
+            assert changed_stages(finished) == STAGES_OF_SECTION[key[0]], key
+    finally:
+        finished.run("git", "checkout", "--", "params.yaml")
+
+
+def test_every_file_of_code_is_a_dependency_of_the_stages_made_of_it(finished: Clone) -> None:
+    for path in sorted((finished.directory / "src").rglob("*.py")):
+        name = path.relative_to(finished.directory).as_posix()
+        before = path.read_bytes()
+        path.write_bytes(before + b"# changed\n")
+        changed = changed_stages(finished)
+        path.write_bytes(before)
+        assert changed == {stage for stage in STAGES if name in closure(f"stages.{stage}")}, name
+
+
+@pytest.mark.slow
+def test_an_edit_reruns_what_depends_on_it_and_no_more(finished: Clone) -> None:
+    assert finished.repro() == []
+    finished.set({"runtime.keep_checkpoints": 7, "tracking.experiment": "other", "preset": "mine"})
+    assert finished.repro() == []
+    finished.set({"tracking.experiment": SMALL.get("tracking.experiment", "smollm")})
+    finished.set({"finetune.optimizer.lr": 1e-3})
+    assert finished.repro() == ["finetune"]
+    finished.set({"pretrain.optimizer.lr": 1e-3})
+    assert finished.repro() == ["pretrain", "finetune"]
+    finished.set({"model.num_hidden_layers": 1})
+    assert finished.repro() == ["pretrain", "finetune"]
+    finished.set({"corpus.max_megabytes": 0.8})
+    assert finished.repro() == ["tokenize", "pretrain", "finetune"]
+
+
+def test_known_params_come_back_without_running(finished: Clone) -> None:
+    before = finished.run("git", "show", "HEAD:reports/finetune/run.json").stdout
+    finished.set({"finetune.optimizer.lr": 1e-3})
+    assert finished.repro() == ["finetune"]
+    assert (finished.directory / "reports/finetune/run.json").read_text() != before
+    finished.run("git", "checkout", "--", "params.yaml")
+    output = finished.dvc("repro").stdout
+    assert "Running stage" not in output
+    assert (finished.directory / "reports/finetune/run.json").read_text() == before
+
+
+def test_a_forced_run_starts_afresh(finished: Clone) -> None:
+    first = finished.json("reports/finetune/run.json")["mlflow_run_id"]
+    losses = finished.rows("reports/finetune/losses.tsv")
+    output = finished.dvc("repro", "--force", "--single-item", "finetune").stdout
+    assert "resumed from" not in output
+    assert finished.json("reports/finetune/run.json")["mlflow_run_id"] != first
+    assert finished.rows("reports/finetune/losses.tsv") == losses
+
+
+def test_kill_9_and_the_same_command_give_what_an_undisturbed_run_gives(finished: Clone, tmp_path: Path) -> None:
+    finished.run("git", "checkout", "--", "params.yaml")
+    finished.repro()
+    clone = Clone.of_working_tree(tmp_path / "project")
+    with subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=clone.directory,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        while not list(clone.directory.glob(".resume/pretrain/*/checkpoints/step-*")):
+            assert process.poll() is None, "the pipeline ended before it could be killed"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    output = clone.dvc("repro").stdout
+    assert "resumed from step " in output
+    for path in (
+        "checkpoints/finetune/model.safetensors",
+        "checkpoints/finetune/optimizer.safetensors",
+        "reports/pretrain/losses.tsv",
+        "reports/pretrain/validation.tsv",
+        "reports/pretrain/samples.tsv",
+        "reports/finetune/losses.tsv",
+    ):
+        assert (clone.directory / path).read_bytes() == (finished.directory / path).read_bytes(), path
+    (run,) = runs(clone)["pretrain"]
+    assert run.info.status == "FINISHED"
+    assert steps(clone, run.info.run_id, "train/loss") == [1, 10, 20, 30, 40]
+
+
+@pytest.mark.slow
+def test_a_preset_runs_as_an_experiment(tmp_path: Path) -> None:
+    """`make repro PRESET=...` without a Git identity; a small preset stands in for tiny."""
+    clone = Clone.of_working_tree(tmp_path / "project")
+    small = (clone.directory / "params.yaml").read_text()
+    (clone.directory / "presets" / "small.yaml").write_text(small)
+    clone.run("git", "checkout", "-q", "HEAD", "--", "params.yaml")
+    (clone.directory / "params.yaml").write_text((clone.directory / "presets" / "smollm-135m.yaml").read_text())
+    done = clone.run("make", "repro", "PRESET=small", "VENV=")
+    assert "Ran experiment(s): " in done.stdout
+    assert "No file hash info" not in done.stdout
+    assert "# the whole batch" in (clone.directory / "params.yaml").read_text(), "comments are kept"
+    name = runs(clone)["finetune"][0].data.tags["dvc.experiment"]
+    assert name in clone.dvc("exp", "list").stdout
+    again = clone.run("make", "repro", "PRESET=small", "VENV=").stdout
+    assert "Running stage" not in again
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "message"),
+    [
+        ({}, {"pretrain.steps": 0}, "ERROR: params.yaml: pretrain.steps must be at least 1, got 0; use 1 or more"),
+        (
+            {},
+            {"corpus.pretrain.source": "files", "corpus.pretrain.files": ["data/raw/*.txt"]},
+            "corpus.pretrain.files must match files, got none for 'data/raw/*.txt'",
+        ),
+        (
+            {"data/raw/a.txt": b"caf\xe9\n"},
+            {"corpus.pretrain.source": "files", "corpus.pretrain.files": ["data/raw/*.txt"]},
+            "data/raw/a.txt: must be UTF-8, got another byte (0xe9) at byte 3",
+        ),
+        ({}, {"corpus.packages": ["no-such-thing"]}, "must name installed packages, got 'no-such-thing'"),
+        (
+            {"data/raw/a.txt": b"a few words, and no more than that\n" * 3},
+            {"corpus.pretrain.source": "files", "corpus.pretrain.files": ["data/raw/*.txt"]},
+            "data/tokens/pretrain/train.bin: a step needs 6 sequences of 32 tokens",
+        ),
+    ],
+    ids=["steps", "glob", "utf-8", "package", "small"],
+)
+def test_bad_input_ends_with_one_clear_line(
+    files: dict[str, bytes], settings: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    clone = Clone.of_working_tree(tmp_path / "project")
+    for name, content in files.items():
+        (clone.directory / name).write_bytes(content)
+    clone.set(settings)
+    done = clone.dvc("repro", check=False)
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout

@@ -1,0 +1,260 @@
+"""Delivery to a real MLflow store: whole, once, late, and without a password in sight."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from workspace import empty_store
+
+from smollm.files import write_json
+from smollm.journal import Journal
+from smollm.tracking import (
+    Dataset,
+    Delivery,
+    Description,
+    Ending,
+    Store,
+    Tracker,
+    abandon,
+    put_aside,
+    send_outbox,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DESCRIPTION = Description(
+    experiment="smollm",
+    run_name="pretrain-abc",
+    started=1_700_000_000.0,
+    user="someone",
+    params={f"section.name{n}": str(n) for n in range(150)},
+    tags={"stage": "pretrain"},
+    datasets=[Dataset("pretrain/train", "0" * 32 + ".dir", "training", "data/tokens/pretrain", {"tokens": 3})],
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    root = tmp_path / "mlruns"
+    root.mkdir()
+    shutil.copyfile(empty_store(), root / "mlflow.db")
+    return Store(f"sqlite:///{root}/mlflow.db", root)
+
+
+@pytest.fixture
+def client(store: Store) -> "MlflowClient":
+    return store.client()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A stage's live state, with something in its journal."""
+    directory = tmp_path / "state"
+    directory.mkdir()
+    write_json(directory / "description.json", {**vars(DESCRIPTION), "datasets": [vars(DESCRIPTION.datasets[0])]})
+    note(directory, 1, 4)
+    return directory
+
+
+def note(directory: Path, first: int, last: int) -> None:
+    journal = Journal(directory / "journal.jsonl")
+    for step in range(first, last + 1):
+        journal.append("step", step, train_loss=10.0 / step, gradient_norm=1.0, learning_rate=0.1)
+        journal.append("speed", step, tokens_per_second=5.0, step_ms=1.0, mfu=None, goodput=0.5, peak_memory_gib=1.0)
+    journal.append("sample", last, prompts=["a", "b"], texts=["\tone", "two\n"])
+    journal.append("hardware", 0, device="cpu")
+    journal.close()
+
+
+def only_run(client: "MlflowClient") -> "Run":
+    (run,) = client.search_runs([client.get_experiment_by_name("smollm").experiment_id])
+    return run
+
+
+def points(client: "MlflowClient", run: "Run") -> list[tuple[int, float, int]]:
+    return [(p.step, p.value, p.timestamp) for p in client.get_metric_history(run.info.run_id, "train/loss")]
+
+
+def test_everything_arrives(state: Path, store: Store, client: "MlflowClient") -> None:
+    delivery = Delivery(state, store)
+    delivery.send(client)
+    run = only_run(client)
+    assert run.info.status == "RUNNING"
+    assert run.info.run_name == "pretrain-abc"
+    assert run.data.params == DESCRIPTION.params
+    assert run.data.tags["stage"] == "pretrain"
+    assert run.data.tags["hardware.device"] == "cpu"
+    assert "speed/mfu" not in run.data.metrics
+    assert [step for step, _, _ in points(client, run)] == [1, 2, 3, 4]
+    assert run.inputs.dataset_inputs[0].dataset.digest == "0" * 32 + ".dir"
+    delivery.end(Ending("FINISHED", 1_700_000_100.0, {"dvc.out.model": "x"}), {"log.txt": state / "journal.jsonl"})
+    delivery.send(client)
+    run = only_run(client)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", 1_700_000_100_000)
+    assert run.data.tags["dvc.out.model"] == "x"
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"log.txt", "samples", "samples.json"}
+    assert delivery.is_done
+
+
+def test_a_point_keeps_the_journals_time(state: Path, store: Store, client: "MlflowClient") -> None:
+    Delivery(state, store).send(client)
+    recorded = [r for r in Journal(state / "journal.jsonl").records() if r.kind == "step"]
+    assert points(client, only_run(client)) == [(r.step, r.values["train_loss"], int(r.time * 1000)) for r in recorded]
+
+
+def test_what_was_acknowledged_is_not_sent_again(state: Path, store: Store, client: "MlflowClient") -> None:
+    Delivery(state, store).send(client)
+    note(state, 5, 6)
+    Delivery(state, store).send(client)
+    Delivery(state, store).send(client)
+    assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_kill_before_the_acknowledgement_was_noted_repeats_no_point_and_no_run(
+    state: Path, store: Store, client: "MlflowClient"
+) -> None:
+    Delivery(state, store).send(client)
+    before = points(client, only_run(client))
+    (state / "delivery.json").unlink()
+    Delivery(state, store).send(client)
+    assert points(client, only_run(client)) == before
+
+
+def test_the_sample_table_is_one_that_mlflow_loads(state: Path, store: Store, client: "MlflowClient") -> None:
+    import mlflow
+
+    Delivery(state, store).send(client)
+    note(state, 5, 5)
+    Delivery(state, store).send(client)
+    mlflow.set_experiment("smollm")
+    table = mlflow.load_table("samples.json", run_ids=[only_run(client).info.run_id])
+    assert table.to_dict("list") == {
+        "step": [4, 4, 5, 5],
+        "prompt": ["a", "b", "a", "b"],
+        "text": ["\tone", "two\n", "\tone", "two\n"],
+    }
+
+
+def test_a_child_lies_under_a_parent_that_the_store_knows(
+    state: Path, store: Store, client: "MlflowClient", tmp_path: Path
+) -> None:
+    Delivery(state, store).send(client)
+    parent = only_run(client).info.run_id
+    for name, asked, tag in (
+        ("known", parent, "mlflow.parentRunId"),
+        ("unknown", "f" * 32, "smollm.parent_in_another_store"),
+    ):
+        child = tmp_path / name
+        shutil.copytree(state, child)
+        (child / "delivery.json").unlink()
+        values = {**vars(DESCRIPTION), "datasets": [], "parent_run_id": asked, "run_name": name}
+        write_json(child / "description.json", values)
+        delivery = Delivery(child, store)
+        delivery.send(client)
+        assert client.get_run(str(delivery.run_id)).data.tags[tag] == asked
+
+
+class DeadClient:
+    """Every call fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionError("nobody there")
+
+
+def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_later(
+    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    tracker = Tracker(state, store, 0.01, 10.0, said.append)
+    with monkeypatch.context() as dead:
+        dead.setattr(Store, "client", lambda self: DeadClient())
+        tracker.start(DESCRIPTION)
+        tracker.drain()
+        tracker.end(Ending("FINISHED", 1_700_000_100.0), {"log.txt": state / "journal.jsonl"})
+    assert len(said) == 2
+    assert said[0].startswith("MLflow (sqlite:")
+    assert "training goes on" in said[0]
+    assert "`make sync`" in said[1]
+    shutil.rmtree(state)
+    assert send_outbox(client, store, said.append) == 0
+    run = only_run(client)
+    assert run.info.status == "FINISHED"
+    assert [step for step, _, _ in points(client, run)] == [1, 2, 3, 4]
+    assert not list((store.root / "outbox").iterdir())
+
+
+def test_the_outbox_keeps_what_cannot_be_sent(state: Path, store: Store) -> None:
+    put_aside(state, store)
+    said: list[str] = []
+    assert send_outbox(DeadClient(), store, said.append) == 1  # type: ignore[arg-type]
+    assert len(list((store.root / "outbox").iterdir())) == 1
+    assert "nobody there" in said[0]
+
+
+def test_an_abandoned_run_is_closed_as_killed(state: Path, store: Store, client: "MlflowClient") -> None:
+    Delivery(state, store).send(client)
+    note(state, 5, 5)
+    abandon(state, store, 1_700_000_200.0)
+    assert send_outbox(client, store, lambda line: None) == 0
+    run = only_run(client)
+    assert (run.info.status, run.info.end_time) == ("KILLED", 1_700_000_200_000)
+    assert [step for step, _, _ in points(client, run)] == [1, 2, 3, 4, 5]
+
+
+def test_a_finished_run_is_left_alone_when_its_state_is_removed(
+    state: Path, store: Store, client: "MlflowClient"
+) -> None:
+    delivery = Delivery(state, store)
+    delivery.end(Ending("FINISHED", 1_700_000_100.0), {})
+    delivery.send(client)
+    abandon(state, store, 1_700_000_200.0)
+    assert not (store.root / "outbox").exists()
+    assert only_run(client).info.status == "FINISHED"
+
+
+def test_a_continued_run_is_running_again_and_then_finished(state: Path, store: Store, client: "MlflowClient") -> None:
+    first = Delivery(state, store)
+    first.end(Ending("KILLED", 1_700_000_100.0), {})
+    first.send(client)
+    assert only_run(client).info.status == "KILLED"
+    note(state, 5, 5)
+    again = Delivery(state, store)
+    again.reopen()
+    again.send(client)
+    assert only_run(client).info.status == "RUNNING"
+    again.end(Ending("FINISHED", 1_700_000_300.0), {})
+    again.send(client)
+    assert only_run(client).info.status == "FINISHED"
+    assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4, 5]
+
+
+def test_another_store_gets_the_whole_run(state: Path, store: Store, client: "MlflowClient", tmp_path: Path) -> None:
+    Delivery(state, store).send(client)
+    root = tmp_path / "other"
+    root.mkdir()
+    shutil.copyfile(empty_store(), root / "mlflow.db")
+    other = Store(f"sqlite:///{root}/mlflow.db", root)
+    Delivery(state, other).send(other.client())
+    assert [step for step, _, _ in points(other.client(), only_run(other.client()))] == [1, 2, 3, 4]
+
+
+def test_a_password_is_never_shown() -> None:
+    store = Store("https://someone:secret@server.test:8443/mlflow?x=1", Path("/mlruns"))
+    assert store.shown == "https://server.test:8443/mlflow?x=1"
+    assert "secret" not in store.key
+
+
+def test_the_users_store_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server.test")
+    assert Store.of(Path("/repository")).uri == "http://server.test"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert Store.of(Path("/repository")).uri == "sqlite:////repository/mlruns/mlflow.db"
+
+
+def test_artifacts_lie_below_mlruns(store: Store, client: "MlflowClient") -> None:
+    experiment = client.get_experiment(store.experiment_id(client, "mine"))
+    assert experiment.artifact_location == (store.root / "artifacts" / "mine").as_uri()
+    assert store.experiment_id(client, "mine") == experiment.experiment_id
