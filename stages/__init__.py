@@ -1,8 +1,10 @@
 """The pipeline's stages, each a module that DVC runs: ``PYTHONPATH=src python3 -m stages.<stage>``."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 WORKSPACE = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "tokenizers", "safetensors", "mlflow", "dvc", "datasets", "omegaconf", "pandas", "matplotlib")
@@ -25,4 +27,11 @@ def _check_environment() -> None:
         )
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End at once and without a traceback; while it trains, a stage saves its state first."""
+    sys.exit(f"\nERROR: stopped by {signal.Signals(number).name}; `dvc repro` goes on")
+
+
+for _number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(_number, _stop)
 _check_environment()

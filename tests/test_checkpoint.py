@@ -356,3 +356,15 @@ def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint(tmp_path: P
         store.save(make(keep + 1))
         assert_same_checkpoint(store.newest(pytest.fail), make(keep + 1))
     assert raised > len(operations) / 2
+
+
+def test_a_disk_that_refuses_to_read_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    store.save(make(1))
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            store.newest(pytest.fail)
+    found = store.newest(pytest.fail)
+    assert found is not None
+    assert found.state.step == 1

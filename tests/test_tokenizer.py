@@ -197,3 +197,18 @@ def test_a_tokenizer_that_changes_the_bytes_of_a_text_is_refused(build: Callable
     with pytest.raises(CorpusError, match=r"^mine\.json: must be byte-level") as caught:
         check(build(), END, "mine.json")
     one_line(caught)
+
+
+def test_a_tokenizer_that_lacks_only_bytes_no_text_has_is_accepted() -> None:
+    # as many on the hub do, ModernBERT's for one: UTF-8 has no use for the bytes C0, C1 and F5 to FF
+    never = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}  # their names in byte-level BPE
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - never)
+    assert len(alphabet) == 243
+    trainer = trainers.BpeTrainer(special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(DOCUMENTS, trainer)
+    check(tokenizer, END, "mine.json")
+    for text in (*TEXTS.values(), "\u07ff\u0800\uffff\U00010000\U0010ffff"):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text

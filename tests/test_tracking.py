@@ -217,9 +217,10 @@ def test_a_finished_run_is_left_alone_when_its_state_is_removed(
 
 def test_a_continued_run_is_running_again_and_then_finished(state: Path, store: Store, client: "MlflowClient") -> None:
     first = Delivery(state, store)
-    first.end(Ending("KILLED", 1_700_000_100.0), {})
+    first.end(Ending("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
     first.send(client)
     assert only_run(client).info.status == "KILLED"
+    assert only_run(client).data.tags["error"] == "stopped"
     note(state, 5, 5)
     again = Delivery(state, store)
     again.reopen()
@@ -228,6 +229,7 @@ def test_a_continued_run_is_running_again_and_then_finished(state: Path, store: 
     again.end(Ending("FINISHED", 1_700_000_300.0), {})
     again.send(client)
     assert only_run(client).info.status == "FINISHED"
+    assert "error" not in only_run(client).data.tags
     assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4, 5]
 
 

@@ -89,7 +89,7 @@ def load(directory: Path) -> Checkpoint:
         return Checkpoint(state, load_file(directory / _MODEL), load_file(directory / _OPTIMIZER))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{directory}: must be a readable checkpoint, got {reason}") from None
+        raise CheckpointError(f"{directory}: must be a readable checkpoint, got {reason}") from error
 
 
 def _digest(content: dict[str, object]) -> str:
@@ -108,11 +108,17 @@ class CheckpointStore:
             shutil.rmtree(old)
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole; `warn` hears of each damaged one, which is removed."""
+        """The newest checkpoint that is whole; `warn` hears of each damaged one, which is removed.
+
+        Raises:
+            CheckpointError: the disk refused to read one, which may be whole and is left alone.
+        """
         for directory in reversed(self._all()):
             try:
                 return load(directory)
             except CheckpointError as error:
+                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                    raise
                 warn(f"{error}; going back to the checkpoint before it")
                 shutil.rmtree(directory)
         return None

@@ -22,9 +22,9 @@ from tokenizers import Tokenizer
 from smollm.corpus import Document, Source
 from smollm.errors import CorpusError
 from smollm.files import file_digest, write_json
-from smollm.tokens import TRAIN, VALIDATION, token_dtype
+from smollm.tokens import TRAIN, VALIDATION, token_dtype, vocabulary_size
 
-_BATCH_BYTES = 4_000_000
+_BATCH_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def write(
         CorpusError: there is no text, or it cannot be read.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+    vocab_size = vocabulary_size(tokenizer)
     dtype = token_dtype(vocab_size)
     end = tokenizer.token_to_id(end_of_text)
     assert end is not None, "a checked tokenizer"

@@ -10,7 +10,7 @@ from torch import Tensor
 from smollm.config.evaluation import EvaluationConfig
 from smollm.hardware import Hardware
 from smollm.model import KeyValueCache, LlamaForCausalLM
-from smollm.tokens import special_ids
+from smollm.tokens import special_ids, vocabulary_size
 
 
 @torch.no_grad()
@@ -35,9 +35,9 @@ def continue_prompts(
     """
     prompts = [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in evaluation.prompts]
     longest = model.config.max_position_embeddings - evaluation.sample_tokens
-    prompts = [prompt[:longest] for prompt in prompts]
+    prompts = [prompt[-longest:] for prompt in prompts]
     length = max(map(len, prompts)) + evaluation.sample_tokens
-    known = tokenizer.get_vocab_size(with_added_tokens=True)
+    known = vocabulary_size(tokenizer)
     device = hardware.device
     ids = torch.zeros(len(prompts), length, dtype=torch.long)
     given = torch.zeros(len(prompts), length, dtype=torch.bool)

@@ -44,11 +44,14 @@ def rehearse(
     while waiting:
         try:
             _try(model, batches, waiting[0], hardware)
-        except torch.OutOfMemoryError:
-            del waiting[0]
         except (torch._inductor.exc.InductorError, torch._dynamo.exc.TorchDynamoException) as error:
             warn(f"torch.compile failed ({str(error).splitlines()[0]}); going on without it")
             model.forget_compilation()
+        except RuntimeError as error:
+            # the CPU's allocator has no error of its own
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            del waiting[0]
         else:
             return waiting[0]
         # outside the handlers, whose tracebacks hold the tensors

@@ -51,7 +51,7 @@ class RMSNorm(nn.Module):
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every position's angles, (T, D) float32 each (arXiv:2104.09864)."""
     size = config.head_dim
-    frequencies = config.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
     angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float32), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()

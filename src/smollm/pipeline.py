@@ -101,8 +101,8 @@ def _ending(tracker: Tracker) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
-        tracker.end(Ending(status, time.time(), {"error": f"{type(error).__name__}: {error}"}), {})
+        status = "KILLED" if isinstance(error, Interrupted | SystemExit) else "FAILED"
+        tracker.end(Ending(status, time.time(), {"error": f"{type(error).__name__}: {str(error).strip()}"}), {})
         raise
 
 
@@ -179,6 +179,3 @@ def main(stage: Callable[[], None]) -> None:
     except PipelineError as error:
         print(f"\nERROR: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if isinstance(error, Interrupted) else 1)
-    except KeyboardInterrupt:
-        print("\nERROR: stopped by Ctrl-C; `dvc repro` starts the stage again", file=sys.stderr, flush=True)
-        sys.exit(130)

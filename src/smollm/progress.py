@@ -21,7 +21,9 @@ class Progress:
         self.title, self.total, self.unit = title, total, unit
         self.done = initial
         self._live = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=initial, desc=title, unit=unit, disable=not self._live)
+        self._bar = tqdm(
+            total=total, initial=initial, desc=title, unit=unit, unit_scale=unit == "B", disable=not self._live
+        )
         self._began, self._first = time.monotonic(), initial
         self._last_line = time.monotonic()
 

@@ -5,8 +5,10 @@ import re
 from smollm.config.model import ModelConfig
 
 PEAK_TFLOPS = {
+    "H200 NVL": 835.0,
     "H200": 989.0,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
     "GH200": 989.0,
     "B200": 2250.0,

@@ -50,7 +50,7 @@ class TokenizeStage:
         made = tokenizer.obtain(self.tokenizer, texts, self.workspace.directory)
         (data / "tokenizer").mkdir(parents=True)
         made.save(str(data / "tokenizer" / "tokenizer.json"))
-        vocab_size = made.get_vocab_size(with_added_tokens=True)
+        vocab_size = tokens.vocabulary_size(made)
         run.log(
             f"tokenizer of {vocab_size:,} tokens ({self.tokenizer.source.value}) in {time.monotonic() - began:.1f} s"
         )
@@ -62,7 +62,7 @@ class TokenizeStage:
     def _encode(self, run: StageRun, stage: str, source: Source, made: Tokenizer, directory: Path) -> dict[str, float]:
         """Write the token files of one stage's text; what MLflow is told of them."""
         began = time.monotonic()
-        progress = Progress(f"tokenize {stage}", int(self.corpus.max_megabytes * 1e6), unit="byte")
+        progress = Progress(f"tokenize {stage}", int(self.corpus.max_megabytes * 1e6), unit="B")
         try:
             manifest = encode.write(
                 directory,

@@ -44,13 +44,18 @@ def as_plain_text(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """One more than the highest id; ids may have gaps."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
 def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
     """UTF-8 bytes that each id stands for, (V,); 0 for special tokens.
 
     In byte-level BPE each character of a token's name is one byte of text; a token that was added
     is named by its text.
     """
-    lengths = np.zeros(tokenizer.get_vocab_size(with_added_tokens=True), np.int64)
+    lengths = np.zeros(vocabulary_size(tokenizer), np.int64)
     for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
         lengths[index] = len(token)
     for index, added in tokenizer.get_added_tokens_decoder().items():

@@ -252,6 +252,8 @@ class Delivery:
 
         if self.state.get("reopen"):
             client.update_run(run_id, status="RUNNING")
+            if "error" in client.get_run(run_id).data.tags:
+                client.delete_tag(run_id, "error")
             self._note(reopen=False)
         batch: list[Metric] = []
         tags: list[RunTag] = []
