@@ -15,9 +15,9 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """A bar over `total` units, or a line now and then where nobody watches a terminal."""
+    """A bar over `total` units (None: unknown), or a line now and then where nobody watches a terminal."""
 
-    def __init__(self, title: str, total: int, initial: int = 0, unit: str = "step") -> None:
+    def __init__(self, title: str, total: int | None, initial: int = 0, unit: str = "step") -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = initial
         self._live = sys.stderr.isatty()
@@ -33,12 +33,15 @@ class Progress:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(amount)
         now = time.monotonic()
-        if not self._live and (now - self._last_line >= _SECONDS_BETWEEN_LINES or self.done >= self.total):
+        if not self._live and (now - self._last_line >= _SECONDS_BETWEEN_LINES or self.done == self.total):
             self._last_line = now
-            rate = (self.done - self._first) / max(now - self._began, 1e-9)
-            left = tqdm.format_interval((self.total - self.done) / max(rate, 1e-9))
-            values = "  ".join(f"{name} {value}" for name, value in shown.items())
-            say(f"{self.title}: {self.unit} {self.done}/{self.total}  {values}  {left} left")
+            values = "".join(f"  {name} {value}" for name, value in shown.items())
+            if self.total is None:
+                say(f"{self.title}: {self.done:,} {self.unit}{values}")
+            else:
+                rate = (self.done - self._first) / max(now - self._began, 1e-9)
+                left = tqdm.format_interval((self.total - self.done) / max(rate, 1e-9))
+                say(f"{self.title}: {self.unit} {self.done}/{self.total}{values}  {left} left")
 
     def close(self) -> None:
         self._bar.close()

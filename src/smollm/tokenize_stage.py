@@ -62,7 +62,7 @@ class TokenizeStage:
     def _encode(self, run: StageRun, stage: str, source: Source, made: Tokenizer, directory: Path) -> dict[str, float]:
         """Write the token files of one stage's text; what MLflow is told of them."""
         began = time.monotonic()
-        progress = Progress(f"tokenize {stage}", int(self.corpus.max_megabytes * 1e6), unit="B")
+        progress = Progress(f"tokenize {stage}", None, unit="B")
         try:
             manifest = encode.write(
                 directory,
