@@ -8,7 +8,7 @@ import pytest
 from workspace import empty_store
 
 from smollm.files import write_json
-from smollm.journal import Journal
+from smollm.journal import Journal, Record
 from smollm.tracking import (
     Dataset,
     Delivery,
@@ -17,6 +17,7 @@ from smollm.tracking import (
     Store,
     Tracker,
     abandon,
+    metrics,
     put_aside,
     send_outbox,
 )
@@ -103,6 +104,11 @@ def test_a_point_keeps_the_journals_time(state: Path, store: Store, client: "Mlf
     Delivery(state, store).send(client)
     recorded = [r for r in Journal(state / "journal.jsonl").records() if r.kind == "step"]
     assert points(client, only_run(client)) == [(r.step, r.values["train_loss"], int(r.time * 1000)) for r in recorded]
+
+
+def test_a_number_that_is_not_finite_is_not_sent() -> None:
+    record = Record("step", 1, 0.0, {"train_loss": 2.0, "gradient_norm": float("inf"), "learning_rate": float("nan")})
+    assert list(metrics(record)) == [("train/loss", 2.0)]
 
 
 def test_what_was_acknowledged_is_not_sent_again(state: Path, store: Store, client: "MlflowClient") -> None:

@@ -16,6 +16,7 @@ A delivery is a folder of its own, so that it outlives the stage:
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -316,7 +317,8 @@ def metrics(record: Record) -> Iterator[tuple[str, float]]:
     elif record.kind != EVENT:
         for name, value in record.values.items():
             metric = METRICS.get((record.kind, name))
-            if metric is not None and value is not None:
+            # MLflow stores infinity as the largest number, which ruins the axis of a chart
+            if metric is not None and value is not None and math.isfinite(value):
                 yield metric, float(value)
 
 

@@ -163,15 +163,19 @@ class Trainer:
             self.scaler.unscale_(part_optimizer)
         norm = clip_grad_norm_(self.model.parameters(), training.gradient_clip)
         loss_value, norm_value = torch.stack((total, norm)).tolist()
-        overflow_expected = self.scaler.is_enabled()
-        if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or overflow_expected):
+        has_overflown = not math.isfinite(norm_value)
+        if not math.isfinite(loss_value) or (has_overflown and not self.scaler.is_enabled()):
             raise TrainingError(
                 f"{self.plan.stage}: loss and gradient must be finite, got loss {loss_value} and gradient norm "
                 f"{norm_value} at step {self.step + 1}, which was not taken; lower {self.plan.stage}.optimizer.lr"
             )
-        self.optimizer.set_learning_rate(rate)
-        for part_optimizer in self.optimizer.parts:
-            self.scaler.step(part_optimizer)
+        if has_overflown:
+            # fp16's loss scale was too large: no part of the optimizer steps, and the scale is lowered
+            self.journal.event(self.step + 1, f"step {self.step + 1}: gradient overflow in fp16, step skipped")
+        else:
+            self.optimizer.set_learning_rate(rate)
+            for part_optimizer in self.optimizer.parts:
+                self.scaler.step(part_optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         return loss_value, norm_value

@@ -1,0 +1,195 @@
+"""The loop: what is recorded and saved when, how it stops, and how it goes on."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from smollm.batches import Batches, validation_windows
+from smollm.checkpoint import CheckpointStore
+from smollm.config.evaluation import EvaluationConfig
+from smollm.config.model import ModelConfig
+from smollm.config.runtime import Precision
+from smollm.config.training import OptimizerConfig, OptimizerKind, ScheduleConfig, TrainingConfig
+from smollm.errors import Interrupted, TrainingError
+from smollm.evaluate import Evaluator
+from smollm.hardware import Hardware
+from smollm.journal import Journal
+from smollm.model import LlamaForCausalLM
+from smollm.optim import Optimizer
+from smollm.progress import Progress
+from smollm.tokens import token_bytes
+from smollm.trainer import Plan, StopSignal, Trainer
+
+TRAINING = TrainingConfig(
+    steps=12,
+    sequences_per_step=4,
+    sequence_length=16,
+    optimizer=OptimizerConfig(OptimizerKind.MUON, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95, 5),
+    schedule=ScheduleConfig(2, 0.5, 0.0),
+    gradient_clip=1.0,
+    log_every_steps=5,
+    sample_every_steps=6,
+    validate_every_steps=4,
+)
+TOKENS = np.random.default_rng(0).integers(0, 30, 3000).astype(np.uint16)
+
+
+@pytest.fixture
+def parts(model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware) -> "Parts":
+    return Parts(model_config, tokenizer, cpu)
+
+
+class Parts:
+    """Builds trainers that differ in a few things."""
+
+    def __init__(self, model: ModelConfig, tokenizer: Tokenizer, hardware: Hardware) -> None:
+        self.model, self.tokenizer, self.hardware = model, tokenizer, hardware
+
+    def trainer(self, directory: Path, training: TrainingConfig = TRAINING, first_step: int = 0) -> Trainer:
+        directory.mkdir(exist_ok=True)
+        torch.manual_seed(1)
+        model = LlamaForCausalLM(self.model)
+        plan = Plan("pretrain", "abc", 1, first_step, training, EvaluationConfig(64, ("a",), 3, 1.0, 5), 5)
+        windows = validation_windows(TOKENS, training.sequence_length, 64, "pretrain")
+        return Trainer(
+            plan,
+            model,
+            Optimizer(model, training.optimizer),
+            Batches(TOKENS, training.sequences_per_step, training.sequence_length, 1, "pretrain"),
+            Evaluator(windows, token_bytes(self.tokenizer), 2, self.hardware),
+            self.tokenizer,
+            self.hardware,
+            Journal(directory / "journal.jsonl"),
+            CheckpointStore(directory / "checkpoints", 2),
+        )
+
+
+def run(trainer: Trainer) -> Trainer:
+    with StopSignal() as stop:
+        trainer.run(stop, Progress("test", trainer.plan.training.steps, trainer.done))
+    return trainer
+
+
+def recorded(trainer: Trainer, kind: str) -> list[int]:
+    return [record.step for record in trainer.journal.records() if record.kind == kind]
+
+
+def test_each_thing_is_recorded_when_it_is_due_and_at_the_end(parts: Parts, tmp_path: Path) -> None:
+    trainer = run(parts.trainer(tmp_path))
+    assert recorded(trainer, "step") == recorded(trainer, "speed") == [1, 5, 10, 12]
+    assert recorded(trainer, "validation") == [0, 4, 8, 12]
+    assert recorded(trainer, "sample") == [6, 12]
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000010", "step-00000012"]
+
+
+def test_a_later_stage_counts_on(parts: Parts, tmp_path: Path) -> None:
+    assert recorded(run(parts.trainer(tmp_path, first_step=100)), "step") == [101, 105, 110, 112]
+
+
+def test_training_lowers_the_loss(parts: Parts, tmp_path: Path) -> None:
+    losses = [r.values["loss"] for r in run(parts.trainer(tmp_path)).journal.records() if r.kind == "validation"]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_going_on_from_a_checkpoint_is_exact(parts: Parts, tmp_path: Path) -> None:
+    whole = run(parts.trainer(tmp_path / "whole"))
+    first = parts.trainer(tmp_path / "cut")
+    first.journal.append("step", 7, train_loss=0.0)  # as if it had died later; the first record stands
+    with pytest.raises(Interrupted), StopSignal() as stop:
+        stop.received = signal.SIGTERM
+        first.run(stop, Progress("test", 12))
+    again = parts.trainer(tmp_path / "cut")
+    checkpoint = again.store.newest(pytest.fail)
+    assert checkpoint is not None
+    assert checkpoint.state.step == 1
+    again.restore(checkpoint)
+    run(again)
+    for name, value in whole.model.weights().items():
+        assert torch.equal(value, again.model.weights()[name]), name
+    for name, value in whole.optimizer.state().items():
+        assert torch.equal(value, again.optimizer.state()[name]), name
+    assert recorded(again, "step") == [7, 1, 5, 10, 12]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_after_the_step_with_all_of_it_saved(
+    parts: Parts, tmp_path: Path, number: signal.Signals
+) -> None:
+    trainer = parts.trainer(tmp_path)
+    before = signal.getsignal(number)
+    take = trainer._take_step
+
+    def take_and_signal(rate: float) -> tuple[float, float]:
+        if trainer.step == 2:
+            os.kill(os.getpid(), number)
+        return take(rate)
+
+    trainer._take_step = take_and_signal  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 3, all of it saved") as caught:
+        run(trainer)
+    assert caught.value.exit_code == 128 + number
+    checkpoint = trainer.store.newest(pytest.fail)
+    assert checkpoint is not None
+    assert checkpoint.state.step == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_is_taken(parts: Parts, tmp_path: Path) -> None:
+    trainer = parts.trainer(tmp_path)
+    run_loss = trainer.model.loss
+    calls = []
+
+    def loss(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        good = run_loss(ids, targets)
+        return good * float("nan") if trainer.step == 2 and len(calls) > 4 else good
+
+    trainer.model.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(
+        TrainingError, match=r"must be finite, got loss nan .* at step 3, which was not taken"
+    ) as caught:
+        run(trainer)
+    assert len(str(caught.value).splitlines()) == 1
+    assert trainer.step == 2
+    assert all(torch.isfinite(value).all() for value in trainer.model.weights().values())
+
+
+def test_an_overflow_in_fp16_skips_the_step_for_every_parameter_and_lowers_the_scale(
+    parts: Parts, tmp_path: Path
+) -> None:
+    parts.hardware = replace(parts.hardware, precision=Precision.FP16)
+    trainer = parts.trainer(tmp_path)
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**40})
+    before = {name: value.detach().clone() for name, value in trainer.model.weights().items()}
+    _, norm = trainer._take_step(0.01)
+    assert not np.isfinite(norm)
+    assert trainer.scaler.get_scale() == 2.0**39
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.weights().items())
+    (event,) = [r for r in trainer.journal.records() if r.kind == "event"]
+    assert "gradient overflow in fp16, step skipped" in event.values["message"]
+
+
+def test_fp16_follows_float32(parts: Parts, tmp_path: Path) -> None:
+    exact = run(parts.trainer(tmp_path / "fp32"))
+    parts.hardware = replace(parts.hardware, precision=Precision.FP16)
+    half = run(parts.trainer(tmp_path / "fp16"))
+    losses = [[r.values["loss"] for r in t.journal.records() if r.kind == "validation"] for t in (exact, half)]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+
+
+def test_the_loss_scale_is_carried_over_a_resume(parts: Parts, tmp_path: Path) -> None:
+    parts.hardware = replace(parts.hardware, precision=Precision.FP16)
+    first = run(parts.trainer(tmp_path))
+    again = parts.trainer(tmp_path)
+    checkpoint = again.store.newest(pytest.fail)
+    assert checkpoint is not None
+    again.restore(checkpoint)
+    assert checkpoint.state.clean_steps == 12
+    assert again.scaler.state_dict() == first.scaler.state_dict()
