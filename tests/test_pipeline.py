@@ -286,6 +286,30 @@ def test_a_preset_runs_as_an_experiment(tmp_path: Path) -> None:
     assert "Running stage" not in again
 
 
+@pytest.mark.slow
+def test_a_temporary_experiment_is_tracked_in_the_repository_itself(tmp_path: Path) -> None:
+    clone = Clone.of_working_tree(tmp_path / "project")
+    clone.repro()
+    clone.commit("results")
+    parent = runs(clone)["pretrain"][0].info.run_id
+    clone.dvc("exp", "run", "--temp", "--name", "quick", "-S", "finetune.optimizer.lr=0.01")
+    newest, before = runs(clone)["finetune"]
+    assert newest.info.status == before.info.status == "FINISHED"
+    assert newest.data.tags["dvc.experiment"] == "quick"
+    assert newest.data.tags["mlflow.parentRunId"] == parent
+    assert newest.data.params["finetune.optimizer.lr"] == "0.01"
+    assert "quick" in clone.dvc("exp", "list").stdout
+    assert clone.run("git", "status", "--porcelain").stdout == ""
+    restored = Clone(tmp_path / "restored")
+    clone.run("git", "clone", "-q", str(clone.directory), str(restored.directory))
+    restored.run("git", "fetch", "-q", "origin", "refs/exps/*:refs/exps/*")
+    clone.dvc("exp", "apply", "quick")
+    clone.dvc("push")
+    restored.run("bash", "-c", newest.data.tags["restore"])
+    assert f"{newest.data.tags['dvc.out.checkpoints/finetune']}" in restored.run("cat", "dvc.lock").stdout
+    assert (restored.directory / "checkpoints/finetune/model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("files", "settings", "message"),
     [
