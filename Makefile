@@ -34,7 +34,7 @@ endif
 
 repro: $(ready)  ## run the pipeline: what params.yaml asks for, or PRESET=tiny
 ifeq ($(PRESET),)
-	@echo "params.yaml: preset $$(sed -n 's/^preset: *\([^ #]*\).*/\1/p' params.yaml); other values: make repro PRESET=$$(ls presets | sed 's/\.yaml$$//' | paste -sd'|')"
+	@echo "params.yaml: preset $$(sed -n 's/^preset: *\([^ #]*\).*/\1/p' params.yaml); other values: make repro PRESET=$$(ls presets | sed 's/\.yaml$$//' | paste -sd'|' -)"
 	@python3 -m dvc repro
 else
 	@python3 -m smollm.config.presets $(PRESET)
@@ -53,7 +53,10 @@ check: $(ready)  ## ruff and mypy
 	@mypy src stages
 
 ui: $(ready)  ## MLflow's pages on http://127.0.0.1:5000
-	@mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlruns/mlflow.db}
+	@case "$$MLFLOW_TRACKING_URI" in \
+	http*) echo "MLFLOW_TRACKING_URI names a server: its pages are at that address" ;; \
+	*) mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlruns/mlflow.db}" ;; \
+	esac
 
 compare: $(ready)  ## a table of all runs (ARGS="--sort bits_per_byte --csv runs.csv")
 	@python3 -m smollm.compare $(ARGS)
@@ -62,4 +65,4 @@ push: $(ready)  ## copy checkpoints, models and data to the DVC remote
 	@python3 -m dvc push
 
 sync: $(ready)  ## send MLflow what it missed while it did not answer
-	@python3 -m smollm.tracking
+	@python3 -m smollm.tracking.outbox

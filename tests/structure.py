@@ -8,6 +8,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 OBSERVERS = {
     "smollm.tracking": "tells MLflow; nothing it does reaches an output but the run's id in run.json",
+    "smollm.tracking.store": "the same",
+    "smollm.tracking.delivery": "the same",
+    "smollm.tracking.outbox": "the same",
+    "smollm.tracking.tracker": "the same",
     "smollm.provenance": "describes the run to MLflow",
     "smollm.progress": "prints",
     "smollm.compare": "reads finished runs",

@@ -103,6 +103,12 @@ def test_a_misspelt_key_is_told_its_name(tmp_path: Path) -> None:
         ("seed", True, "must be a whole number"),
         ("corpus.packages", [], "must not be empty"),
         ("corpus.packages", [1], "must be a text"),
+        ("corpus.packages", [""], "must hold no empty name"),
+        ("corpus.pretrain.files", [3], "must be a text"),
+        ("corpus.pretrain.files", [None], "must be a text"),
+        ("evaluation.prompts", [3], "must be a text"),
+        ("seed", 2**70, "must lie between 0 and"),
+        ("seed", -1, "must lie between 0 and"),
         ("corpus.max_megabytes", 0, "must be above 0"),
         ("corpus.validation_fraction", 2, "must lie between 0 and 0.5"),
         ("corpus.validation_fraction", 0, "must be above 0"),
@@ -157,6 +163,7 @@ def test_an_impossible_value_is_refused_with_where_rule_value_and_fix(
     key: str, value: object, rule: str, tmp_path: Path
 ) -> None:
     lines = problems(tmp_path, {key: value})
+    assert len({line.partition(", got ")[0] for line in lines}) == len(lines), "no setting is told the same twice"
     line = next(line for line in lines if rule in line)
     assert line.startswith("params.yaml: ")
     where, _, rest = line.removeprefix("params.yaml: ").partition(" ")
@@ -176,6 +183,20 @@ def test_the_micro_batch_message_names_the_neighbours(tmp_path: Path) -> None:
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     lines = problems(tmp_path, {"pretrain.steps": 0, "model.nonsense": 1, "seed": "x"}, remove=("finetune", "steps"))
     assert len(lines) == 4
+
+
+def test_a_mistake_in_one_section_does_not_hide_another_sections(tmp_path: Path) -> None:
+    lines = problems(tmp_path, {"pretrain.steps": 0, "model.num_key_value_heads": 7, "finetune.sequence_length": 9999})
+    assert [line.split(" ")[1] for line in lines] == [
+        "pretrain.steps",
+        "model.num_key_value_heads",
+        "finetune.sequence_length",
+    ]
+
+
+def test_a_tokenizer_outside_what_dvc_watches_is_refused(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, {"tokenizer.source": "file", "tokenizer.file": "data/raw/../x.json"})
+    assert line.startswith("params.yaml: tokenizer.file must lie below data/raw/")
 
 
 def test_scientific_notation_is_a_number(tmp_path: Path) -> None:

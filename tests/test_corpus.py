@@ -160,3 +160,14 @@ def test_blank_documents_are_dropped(tmp_path: Path) -> None:
     found = list(source(tmp_path, CorpusSource.FILES, ("data/raw/a.jsonl",)).documents())
     assert [d.text for d in found] == ["x"]
     assert dataclasses.astuple(found[0]) == ("data/raw/a.jsonl#1", "x")
+
+
+def test_a_linked_folder_is_refused_since_dvc_does_not_watch_it(tmp_path: Path) -> None:
+    put(tmp_path, "one.txt", b"text")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_text("text")
+    (tmp_path / "data" / "raw" / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorpusError, match=r"must not lead through a linked folder, .* got data/raw/link/a\.txt"):
+        list(source(tmp_path, CorpusSource.FILES, ("data/raw/link/*.txt",)).documents())
+    (tmp_path / "data" / "raw" / "file.txt").symlink_to(tmp_path / "elsewhere" / "a.txt")
+    assert len(list(source(tmp_path, CorpusSource.FILES, ("data/raw/*.txt",)).documents())) == 2

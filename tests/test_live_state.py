@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -226,3 +227,33 @@ def test_the_fingerprint_depends_on_each_of_its_parts() -> None:
         fingerprint_of("a", {"x": "1"}, {"p": 2}),
     }
     assert len(prints) == 5
+
+
+@pytest.mark.parametrize("change", ["params.yaml", "code.py"])
+def test_a_change_while_it_runs_is_noticed(change: str, workspace: Workspace) -> None:
+    path = workspace.directory / change
+    before = path.read_text()
+    with state(workspace) as mine:
+        mine.check_unchanged()
+        path.write_text(before.replace("seed: 1", "seed: 2") + "\n# new\n")
+        if change == "params.yaml":
+            path.write_text("seed: 2\n")
+        with pytest.raises(StateError, match="must stay as they are while it runs"):
+            mine.check_unchanged()
+        path.write_text(before)
+        mine.check_unchanged()
+
+
+def test_a_state_of_another_workspace_that_is_still_there_is_kept(workspace: Workspace, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    for name in ("dvc.yaml", "params.yaml", "data/deep/a.txt"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_bytes((workspace.directory / name).read_bytes())
+    (other / "code.py").write_text("x = 3\n")
+    with state(workspace) as mine:
+        pass
+    with state(Workspace(other, workspace.root)) as theirs:
+        assert mine.directory.exists()
+    shutil.rmtree(other)
+    with state(workspace):
+        assert not theirs.directory.exists()

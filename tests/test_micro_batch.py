@@ -115,7 +115,7 @@ def test_a_size_that_does_not_fit_names_the_setting_to_lower(
         rehearse(model, make_batches(), wanted, cpu, pytest.fail)
     assert str(caught.value) == (
         f"params.yaml: runtime.micro_batch_size must fit the memory of this CPU, got {last} sequences of 16 tokens; "
-        "lower it, or the stage's sequence_length, or choose a smaller model"
+        f"lower {'it, or ' if last > 1 else ''}the stage's sequence_length, or choose a smaller model"
     )
 
 

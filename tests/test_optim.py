@@ -217,7 +217,7 @@ def test_the_state_of_the_other_optimizer_is_refused_by_its_first_odd_moment(
         Optimizer(build_model(model_config), config).load_state(state)
     # 14 hidden matrices, each with 3 moments of AdamW's on one side and 1 of Muon's on the other
     assert str(caught.value) == (
-        f"the checkpoint's optimizer state does not fit {config.kind.value}: 56 moments differ, the first is "
+        f"the checkpoint's optimizer state must fit {config.kind.value}, got 56 moments that differ, the first is "
         "model.layers.0.mlp.down_proj.weight.exp_avg; use the optimizer it was trained with"
     )
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from structure import closure
 from test_config import leaves
 from workspace import SMALL, Clone, environment
@@ -216,6 +217,42 @@ def test_an_edit_reruns_what_depends_on_it_and_no_more(finished: Clone) -> None:
     assert finished.repro() == ["tokenize", "pretrain", "finetune"]
 
 
+def test_mlflow_and_dvc_name_the_same_inputs(finished: Clone) -> None:
+    lock = yaml.safe_load((finished.directory / "dvc.lock").read_text())["stages"]
+    for stage, of_stage in runs(finished).items():
+        recorded = {one["path"]: one["md5"] for one in lock[stage]["deps"] if not one["path"].endswith(".py")}
+        tags = of_stage[-1].data.tags
+        assert {path: tags[f"dvc.dep.{path}"] for path in recorded} == recorded
+
+
+def test_params_changed_while_a_stage_runs_never_pass_for_its_own(finished: Clone) -> None:
+    def change(rate: float) -> None:
+        finished.set({"finetune.optimizer.lr": rate})
+
+    finished.run("git", "checkout", "--", "params.yaml")
+    change(2e-3)
+    with subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=finished.directory,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("finetune: 10 steps"):
+                change(5e-2)
+        assert process.wait() != 0
+    change(2e-3)
+    output = finished.dvc("repro").stdout
+    assert "finished before; publishing its outputs again" in output
+    rates = [float(row[3]) for row in finished.rows("reports/finetune/losses.tsv")]
+    assert max(rates) == 2e-3
+    finished.run("git", "checkout", "--", "params.yaml")
+    finished.repro()
+
+
 def test_known_params_come_back_without_running(finished: Clone) -> None:
     before = finished.run("git", "show", "HEAD:reports/finetune/run.json").stdout
     finished.set({"finetune.optimizer.lr": 1e-3})
@@ -234,6 +271,8 @@ def test_a_forced_run_starts_afresh(finished: Clone) -> None:
     assert "resumed from" not in output
     assert finished.json("reports/finetune/run.json")["mlflow_run_id"] != first
     assert finished.rows("reports/finetune/losses.tsv") == losses
+    assert "forced to run again" in finished.dvc("repro", "--force", "--single-item", "tokenize").stdout
+    assert finished.repro() == []
 
 
 def test_kill_9_and_the_same_command_give_what_an_undisturbed_run_gives(finished: Clone, tmp_path: Path) -> None:

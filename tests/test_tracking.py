@@ -9,24 +9,17 @@ from workspace import empty_store
 
 from smollm.files import write_json
 from smollm.journal import Journal, Record
-from smollm.tracking import (
-    Dataset,
-    Delivery,
-    Description,
-    Ending,
-    Store,
-    Tracker,
-    abandon,
-    metrics,
-    put_aside,
-    send_outbox,
-)
+from smollm.tracking import outbox
+from smollm.tracking.delivery import Dataset, Delivery, Description, Ending, metrics
+from smollm.tracking.store import Store
+from smollm.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 DESCRIPTION = Description(
+    mark="abc-1700000000000",
     experiment="smollm",
     run_name="pretrain-abc",
     started=1_700_000_000.0,
@@ -156,7 +149,7 @@ def test_a_child_lies_under_a_parent_that_the_store_knows(
         child = tmp_path / name
         shutil.copytree(state, child)
         (child / "delivery.json").unlink()
-        values = {**vars(DESCRIPTION), "datasets": [], "parent_run_id": asked, "run_name": name}
+        values = {**vars(DESCRIPTION), "mark": name, "datasets": [], "parent_run_id": asked, "run_name": name}
         write_json(child / "description.json", values)
         delivery = Delivery(child, store)
         delivery.send(client)
@@ -185,26 +178,26 @@ def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_late
     assert "training goes on" in said[0]
     assert "`make sync`" in said[1]
     shutil.rmtree(state)
-    assert send_outbox(client, store, said.append) == 0
+    assert outbox.send(client, store, said.append) == 0
     run = only_run(client)
     assert run.info.status == "FINISHED"
     assert [step for step, _, _ in points(client, run)] == [1, 2, 3, 4]
-    assert not list((store.root / "outbox").iterdir())
+    assert not outbox.waiting(store)
 
 
 def test_the_outbox_keeps_what_cannot_be_sent(state: Path, store: Store) -> None:
-    put_aside(state, store)
+    outbox.put_aside(Delivery(state, store))
     said: list[str] = []
-    assert send_outbox(DeadClient(), store, said.append) == 1  # type: ignore[arg-type]
-    assert len(list((store.root / "outbox").iterdir())) == 1
+    assert outbox.send(DeadClient(), store, said.append) == 1  # type: ignore[arg-type]
+    assert len(outbox.waiting(store)) == 1
     assert "nobody there" in said[0]
 
 
 def test_an_abandoned_run_is_closed_as_killed(state: Path, store: Store, client: "MlflowClient") -> None:
     Delivery(state, store).send(client)
     note(state, 5, 5)
-    abandon(state, store, 1_700_000_200.0)
-    assert send_outbox(client, store, lambda line: None) == 0
+    outbox.abandon(state, store, 1_700_000_200.0)
+    assert outbox.send(client, store, lambda line: None) == 0
     run = only_run(client)
     assert (run.info.status, run.info.end_time) == ("KILLED", 1_700_000_200_000)
     assert [step for step, _, _ in points(client, run)] == [1, 2, 3, 4, 5]
@@ -216,8 +209,8 @@ def test_a_finished_run_is_left_alone_when_its_state_is_removed(
     delivery = Delivery(state, store)
     delivery.end(Ending("FINISHED", 1_700_000_100.0), {})
     delivery.send(client)
-    abandon(state, store, 1_700_000_200.0)
-    assert not (store.root / "outbox").exists()
+    outbox.abandon(state, store, 1_700_000_200.0)
+    assert not outbox.waiting(store)
     assert only_run(client).info.status == "FINISHED"
 
 
@@ -266,3 +259,63 @@ def test_artifacts_lie_below_mlruns(store: Store, client: "MlflowClient") -> Non
     experiment = client.get_experiment(store.experiment_id(client, "mine"))
     assert experiment.artifact_location == (store.root / "artifacts" / "mine").as_uri()
     assert store.experiment_id(client, "mine") == experiment.experiment_id
+
+
+def test_a_run_that_goes_on_is_not_ended_by_its_older_copy_in_the_outbox(
+    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as dead:
+        dead.setattr(Store, "client", lambda self: DeadClient())
+        stopped = Tracker(state, store, 0.01, 10.0, lambda line: None)
+        stopped.start(DESCRIPTION)
+        stopped.end(Ending("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
+    assert len(outbox.waiting(store)) == 1
+    again = Tracker(state, store, 0.01, 10.0, pytest.fail)
+    again.start(DESCRIPTION)
+    again.end(Ending("FINISHED", 1_700_000_200.0), {})
+    assert outbox.send(client, store, pytest.fail) == 0
+    run = only_run(client)
+    assert run.info.status == "FINISHED"
+    assert "error" not in run.data.tags
+
+
+def test_two_runs_of_the_same_inputs_wait_side_by_side(state: Path, store: Store, client: "MlflowClient") -> None:
+    for mark in ("abc-1", "abc-2"):
+        values = {**vars(DESCRIPTION), "datasets": [], "mark": mark, "run_name": mark}
+        write_json(state / "description.json", values)
+        outbox.put_aside(Delivery(state, store))
+    assert outbox.send(client, store, pytest.fail) == 0
+    runs = client.search_runs([client.get_experiment_by_name("smollm").experiment_id])
+    assert {run.info.run_name for run in runs} == {"abc-1", "abc-2"}
+
+
+def test_a_run_for_another_store_waits_for_it(state: Path, store: Store, client: "MlflowClient") -> None:
+    server = Store("http://someone:secret@server.test", store.root)
+    outbox.put_aside(Delivery(state, server))
+    said: list[str] = []
+    assert outbox.send(client, store, said.append) == 1
+    assert len(outbox.waiting(store)) == 1
+    assert said == ["outbox: abc-1700000000000 is for http://server.test; set MLFLOW_TRACKING_URI to send it"]
+
+
+def test_a_parent_that_had_no_id_yet_is_found_by_its_mark(
+    state: Path, store: Store, client: "MlflowClient", tmp_path: Path
+) -> None:
+    Delivery(state, store).send(client)
+    parent = only_run(client).info.run_id
+    child = tmp_path / "child"
+    child.mkdir()
+    values = {**vars(DESCRIPTION), "mark": "child", "datasets": [], "parent_mark": DESCRIPTION.mark}
+    write_json(child / "description.json", values)
+    delivery = Delivery(child, store)
+    delivery.send(client)
+    assert client.get_run(str(delivery.run_id)).data.tags["mlflow.parentRunId"] == parent
+
+
+def test_the_words_of_a_real_error_hold_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    store = Store("http://someone:secret@127.0.0.1:9", tmp_path / "mlruns")
+    with pytest.raises(Exception, match="secret") as caught:
+        store.client()
+    assert "secret" not in store.reason(caught.value)
+    assert "127.0.0.1:9" in store.reason(caught.value)

@@ -16,7 +16,7 @@ from smollm.config.evaluation import EvaluationConfig
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.config.training import OptimizerConfig, OptimizerKind, ScheduleConfig, TrainingConfig
-from smollm.errors import Interrupted, TrainingError
+from smollm.errors import CheckpointError, Interrupted, TrainingError
 from smollm.evaluate import Evaluator
 from smollm.hardware import Hardware
 from smollm.journal import Journal
@@ -193,3 +193,32 @@ def test_the_loss_scale_is_carried_over_a_resume(parts: Parts, tmp_path: Path) -
     again.restore(checkpoint)
     assert checkpoint.state.clean_steps == 12
     assert again.scaler.state_dict() == first.scaler.state_dict()
+
+
+def test_fp16_that_never_finds_a_scale_ends_with_one_line(parts: Parts, tmp_path: Path) -> None:
+    parts.hardware = replace(parts.hardware, precision=Precision.FP16)
+    trainer = parts.trainer(tmp_path, replace(TRAINING, steps=100))
+    for parameter in trainer.model.parameters():
+        parameter.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match=r"must be finite at some loss scale, got 50 steps in a row"):
+        run(trainer)
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(parts: Parts, tmp_path: Path) -> None:
+    run(parts.trainer(tmp_path))
+    checkpoint = parts.trainer(tmp_path).store.newest(pytest.fail)
+    assert checkpoint is not None
+    for change in ({"num_hidden_layers": 1}, {"intermediate_size": 64}):
+        parts.model = replace(parts.model, **change)
+        with pytest.raises(CheckpointError, match=r"must be of the model that params\.yaml describes") as caught:
+            parts.trainer(tmp_path).restore(checkpoint)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_goodput_counts_what_earlier_processes_did(parts: Parts, tmp_path: Path) -> None:
+    first = parts.trainer(tmp_path)
+    first.journal.append("speed", 1, useful_seconds=1000.0, lived_seconds=4000.0)
+    again = run(parts.trainer(tmp_path))
+    last = [record.values for record in again.journal.records() if record.kind == "speed"][-1]
+    assert last["useful_seconds"] > 1000
+    assert 0 < last["goodput"] < 0.3

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from structure import ROOT
 
-from smollm.tracking import Store
+from smollm.tracking.store import Store
 
 SMALL: dict[str, Any] = {
     "preset": "test",

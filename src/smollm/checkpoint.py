@@ -35,8 +35,6 @@ class TrainerState:
     step: int
     """Optimizer steps done, counted over all stages."""
     stage: str
-    stage_step: int
-    """Optimizer steps done in `stage`."""
     fingerprint: str
     """Of the stage that wrote it: code, inputs and params."""
     loss_scale: float | None
@@ -80,16 +78,20 @@ def load(directory: Path) -> Checkpoint:
     try:
         content = json.loads((directory / _STATE).read_text(encoding="utf-8"))
         if content.pop("own_sha256", None) != _digest(content) or content.pop("format") != FORMAT:
-            raise CheckpointError(f"{directory / _STATE}: must be whole and of format {FORMAT}, it is not")
+            raise CheckpointError(
+                f"{directory / _STATE}: must be as it was written, in format {FORMAT}, got other content; train again"
+            )
         digests = content.pop("sha256")
         for name in (_MODEL, _OPTIMIZER):
             if file_digest(directory / name, "sha256") != digests[name]:
-                raise CheckpointError(f"{directory / name}: must have the sha256 {digests[name]}, it is damaged")
+                raise CheckpointError(
+                    f"{directory / name}: must have the sha256 {digests[name]}, got another: it is damaged; train again"
+                )
         state = TrainerState(**content)
         return Checkpoint(state, load_file(directory / _MODEL), load_file(directory / _OPTIMIZER))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{directory}: must be a readable checkpoint, got {reason}") from error
+        raise CheckpointError(f"{directory}: must be a readable checkpoint, got {reason}; train again") from error
 
 
 def _digest(content: dict[str, object]) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from smollm.config.file import load
+from smollm.errors import ConfigError
 from smollm.live_state import Workspace
-from smollm.tracking import Store
+from smollm.tracking.store import Store
 
 _COLUMNS = {
     "tags.mlflow.runName": "run",
@@ -65,12 +66,11 @@ def main() -> None:
     arguments = parser.parse_args()
     workspace = Workspace.find(Path.cwd())
     store = Store.of(workspace.root)
-    client = store.client()
-    import mlflow
-
-    experiment = load(workspace.directory / "params.yaml").tracking.experiment
-    found = client.get_experiment_by_name(experiment)
-    runs = mlflow.search_runs([found.experiment_id], output_format="pandas") if found else pd.DataFrame()
+    try:
+        experiment = load(workspace.directory / "params.yaml").tracking.experiment
+    except ConfigError as error:
+        raise SystemExit(f"ERROR: {error}") from None
+    runs = store.search_runs(experiment)
     if runs.empty:
         raise SystemExit(f"No runs yet in experiment {experiment!r} of {store.shown}; `dvc repro` makes some")
     compared = table(runs, arguments.stage, arguments.sort)

@@ -135,6 +135,11 @@ class Source:
                 )
             found |= matches
         for path in sorted(found):
+            if _linked_parents(path, self.workspace):
+                raise CorpusError(
+                    f"{where} must not lead through a linked folder, whose content DVC does not watch, got "
+                    f"{path.relative_to(self.workspace)}; copy the folder, or link its files one by one"
+                )
             if path.suffix.lower() not in _READERS:
                 raise CorpusError(
                     f"{where} must match {', '.join(_READERS)} files, got {path.relative_to(self.workspace)}; "
@@ -176,6 +181,10 @@ class Source:
         except Exception as error:  # the library's errors have no common base
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise CorpusError(f"{name}: must be readable, got {reason}; mend the file") from None
+
+
+def _linked_parents(path: Path, workspace: Path) -> list[Path]:
+    return [parent for parent in path.parents if parent.is_relative_to(workspace / "data") and parent.is_symlink()]
 
 
 def _stream(reader: str, path: Path) -> Iterable[dict[str, Any]]:

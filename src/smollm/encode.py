@@ -128,7 +128,8 @@ def write(
 ) -> dict[str, Any]:
     """Write the token files of `source` below `directory` and return their manifest.
 
-    Memory stays flat: a few megabytes of text at a time, and a digest for each document.
+    Memory stays flat in the number of documents: a batch of them at a time (or one that is larger),
+    and a digest for each.
 
     Args:
         progress: called with the bytes of text done since the last call.

@@ -4,10 +4,12 @@ import platform
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from smollm.config.fields import Auto
@@ -64,6 +66,11 @@ class Hardware:
         return names.get(int(choice), "unknown")
 
 
+def seconds_since_start() -> float:
+    """Seconds that this process has lived, imports included."""
+    return time.time() - psutil.Process().create_time()
+
+
 def choose(runtime: RuntimeConfig) -> Hardware:
     """Resolve `runtime` on this machine, and switch TF32 on for what stays in float32.
 
@@ -74,10 +81,10 @@ def choose(runtime: RuntimeConfig) -> Hardware:
     precision = _choose_precision(runtime.precision, device)
     torch.set_float32_matmul_precision("highest" if precision is Precision.FP32 and device.type == "cpu" else "high")
     compiles = device.type in ("cuda", "cpu") and (device.type == "cuda" or _compiler_exists())
-    compile = compiles if isinstance(runtime.compile, Auto) else runtime.compile
+    compiled = compiles if isinstance(runtime.compile, Auto) else runtime.compile
     cpu_name = str(_cpu_capabilities().get("cpu_name", platform.machine()))
     name = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name
-    return Hardware(device, precision, compile, name)
+    return Hardware(device, precision, compiled, name)
 
 
 def _compiler_exists() -> bool:
@@ -110,7 +117,7 @@ def _choose_precision(wanted: Precision, device: torch.device) -> Precision:
         return Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP16
     if device.type == "mps":
         return Precision.FP16
-    return Precision.BF16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_products() else Precision.FP32
+    return Precision.BF16 if _has_bf16_products() else Precision.FP32
 
 
 def _has_bf16_products() -> bool:

@@ -15,11 +15,14 @@ from typing import Any
 EVENT = "event"
 """Kind of the records that are a line of the training log; any number may share a step."""
 
+COMPLETE = "complete"
+"""Kind of the record that the work is done; only its outputs may be missing after it."""
+
 
 @dataclass(frozen=True)
 class Record:
     kind: str
-    """step, speed, validation, sample, result or event."""
+    """step, speed, validation, sample, hardware, result, complete or event."""
     step: int
     time: float
     """Seconds since the epoch."""

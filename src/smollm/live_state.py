@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
 import yaml
 
 from smollm.config.file import read_values
 from smollm.errors import StateError
 from smollm.files import dvc_digest
-from smollm.journal import Journal
+from smollm.journal import COMPLETE, Journal
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,7 @@ class LiveState:
             StateError: another process of this workspace runs the stage.
         """
         self.stage, self.workspace, self._say = stage, workspace, say
-        self.inputs = workspace.inputs(stage)
-        self.fingerprint = fingerprint_of(workspace.stage(stage)["cmd"], self.inputs, workspace.params(stage))
+        self.fingerprint = self._compute_fingerprint()
         self._home = workspace.root / ".resume" / stage
         self.directory = self._home / self.fingerprint
         self._on_abandoned = on_abandoned
@@ -130,8 +128,30 @@ class LiveState:
         return (self.directory / "complete").exists()
 
     def mark_complete(self) -> None:
+        self.journal.append(COMPLETE, 0)
         self.journal.sync()
         (self.directory / "complete").touch()
+
+    def mark_incomplete(self) -> None:
+        """Have the work gone on with: what was done is damaged."""
+        (self.directory / "complete").unlink(missing_ok=True)
+
+    def check_unchanged(self) -> None:
+        """
+        Raises:
+            StateError: code, inputs or params are no longer those that the stage started with. DVC
+                would record the new ones with the result of the old ones.
+        """
+        if self._compute_fingerprint() != self.fingerprint:
+            raise StateError(
+                f"{self.stage}: its params, code and inputs must stay as they are while it runs, got others since its "
+                "start; put them back and run `dvc repro` to have its result, or run `dvc repro` for the new ones"
+            )
+
+    def _compute_fingerprint(self) -> str:
+        self.inputs = self.workspace.inputs(self.stage)
+        command = self.workspace.stage(self.stage)["cmd"]
+        return fingerprint_of(command, self.inputs, self.workspace.params(self.stage))
 
     def _acquire(self) -> IO[str]:
         said = False
@@ -165,12 +185,19 @@ class LiveState:
                 continue
             with file:
                 holder = _try_lock(file)
+                if holder is None and self._is_for_others(file):
+                    continue
                 if holder is None:
                     self._say(f"{self.stage}: removing the state of a run with other inputs ({directory.name})")
                     self._on_abandoned(directory)
                     shutil.rmtree(directory, ignore_errors=True)
                 elif holder.get("workspace") == str(self.workspace.directory):
                     self._refuse(holder)
+
+    def _is_for_others(self, file: IO[str]) -> bool:
+        """Whether the state's last process ran in another workspace, which may yet go on with it."""
+        owner = Path(_read_holder(file).get("workspace", self.workspace.directory))
+        return owner != self.workspace.directory and owner.exists()
 
     def _refuse(self, holder: dict[str, Any]) -> None:
         pid = holder.get("pid")
@@ -185,13 +212,18 @@ def _try_lock(file: IO[str]) -> dict[str, Any] | None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        try:
-            holder: dict[str, Any] = json.loads(file.read())
-        except ValueError:  # it has not written yet
-            holder = {}
-        return holder
+        return _read_holder(file)
     return None
+
+
+def _read_holder(file: IO[str]) -> dict[str, Any]:
+    """What the last holder of the lock wrote there; nothing where it was killed before."""
+    file.seek(0)
+    try:
+        holder: dict[str, Any] = json.loads(file.read())
+    except ValueError:
+        return {}
+    return holder
 
 
 def _is_file_at(file: IO[str], path: Path) -> bool:
@@ -200,8 +232,3 @@ def _is_file_at(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def seconds_since_start() -> float:
-    """Seconds that this process has lived, imports included."""
-    return time.time() - psutil.Process().create_time()

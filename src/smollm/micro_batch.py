@@ -40,6 +40,7 @@ def rehearse(
     sizes = candidates(batches.sequences, batches.length, most) if isinstance(wanted, Auto) else [wanted]
     if hardware.compile:
         model.compile_parts()
+    reserved = _reserve_moments(model, hardware)
     waiting = list(sizes)
     while waiting:
         try:
@@ -53,6 +54,7 @@ def rehearse(
                 raise
             del waiting[0]
         else:
+            del reserved
             return waiting[0]
         # outside the handlers, whose tracebacks hold the tensors
         gc.collect()
@@ -60,8 +62,16 @@ def rehearse(
             torch.cuda.empty_cache()
     raise TrainingError(
         f"params.yaml: runtime.micro_batch_size must fit the memory of {hardware.name}, got {sizes[-1]} sequences of "
-        f"{batches.length} tokens; lower it, or the stage's sequence_length, or choose a smaller model"
+        f"{batches.length} tokens; lower {'it, or ' if sizes[-1] > 1 else ''}the stage's sequence_length, or choose a "
+        "smaller model"
     )
+
+
+def _reserve_moments(model: LlamaForCausalLM, hardware: Hardware) -> list[torch.Tensor]:
+    """The memory that the optimizer's moments will take on a GPU: two numbers a weight, AdamW's."""
+    if hardware.device.type != "cuda":
+        return []
+    return [torch.empty_like(weight) for weight in model.parameters() for _ in range(2)]
 
 
 def _try(model: LlamaForCausalLM, batches: Batches, size: int, hardware: Hardware) -> None:

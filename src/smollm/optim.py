@@ -5,7 +5,6 @@ Muon is momentum whose update is made orthogonal by a few Newton-Schulz iteratio
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +86,6 @@ class Optimizer:
         muon = {name: p for name, p in named.items() if config.kind is OptimizerKind.MUON and is_hidden[name]}
         rest = {name: p for name, p in named.items() if name not in muon}
         self.kind = config.kind
-        self.named = named
         self.parts: list[torch.optim.Optimizer] = [
             AdamW(
                 [
@@ -102,6 +100,7 @@ class Optimizer:
         ]
         if muon:
             self.parts.append(Muon(list(muon.values()), config, dtype))
+        self._owners = {name: (p, self.parts[-1 if name in muon else 0]) for name, p in named.items()}
 
     def set_learning_rate(self, rate: float) -> None:
         for part in self.parts:
@@ -114,13 +113,11 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """All moments, as ``<parameter name>.<moment>``, on the parameters' device."""
-        return dict(self._entries())
-
-    def _entries(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.named.items():
-            for part in self.parts:
-                for moment, value in part.state.get(parameter, {}).items():
-                    yield f"{name}.{moment}", value
+        return {
+            f"{name}.{moment}": value
+            for name, (parameter, part) in self._owners.items()
+            for moment, value in part.state.get(parameter, {}).items()
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over moments that `state()` gave.
@@ -128,30 +125,20 @@ class Optimizer:
         Raises:
             CheckpointError: they belong to another kind of optimizer or another model.
         """
-        expected = {
-            f"{name}.{moment}": parameter
-            for part in self.parts
-            for moments in [("momentum_buffer",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq", "step")]
-            for group in part.param_groups
-            for parameter in group["params"]
-            for name in [self._name(parameter)]
-            for moment in moments
-        }
-        if expected.keys() != state.keys():
-            odd = sorted(expected.keys() ^ state.keys())
+        expected = {f"{name}.{moment}" for name, (_, part) in self._owners.items() for moment in _moments(part)}
+        if expected != state.keys():
+            odd = sorted(expected ^ state.keys())
             raise CheckpointError(
-                f"the checkpoint's optimizer state does not fit {self.kind.value}: "
-                f"{len(odd)} moments differ, the first is {odd[0]}; use the optimizer it was trained with"
+                f"the checkpoint's optimizer state must fit {self.kind.value}, got {len(odd)} moments that differ, "
+                f"the first is {odd[0]}; use the optimizer it was trained with"
             )
-        for part in self.parts:
-            for group in part.param_groups:
-                for parameter in group["params"]:
-                    part.state[parameter] = {}
-        for entry, parameter in expected.items():
-            moment = entry.rpartition(".")[2]
-            owner = next(part for part in self.parts if parameter in part.state)
-            # a copy: the fused kernels need "step" on the parameter's device
-            owner.state[parameter][moment] = state[entry].to(parameter.device, copy=True)
+        for name, (parameter, part) in self._owners.items():
+            part.state[parameter] = {
+                # the fused kernels want even "step" on the parameter's device
+                moment: state[f"{name}.{moment}"].to(parameter.device, copy=True)
+                for moment in _moments(part)
+            }
 
-    def _name(self, parameter: Tensor) -> str:
-        return next(name for name, p in self.named.items() if p is parameter)
+
+def _moments(part: torch.optim.Optimizer) -> tuple[str, ...]:
+    return ("momentum_buffer",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq", "step")

@@ -1,5 +1,6 @@
 """What the three stages have in common: live state, tracking, publishing, and how they end."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +13,13 @@ from smollm import provenance
 from smollm.config.tracking import TrackingConfig
 from smollm.errors import Interrupted, PipelineError
 from smollm.files import dvc_digest, write_json
+from smollm.journal import COMPLETE
 from smollm.live_state import LiveState, Workspace
 from smollm.progress import say
-from smollm.tracking import Dataset, Description, Ending, Store, Tracker, abandon
+from smollm.tracking.delivery import Dataset, Description, Ending
+from smollm.tracking.outbox import abandon
+from smollm.tracking.store import Store
+from smollm.tracking.tracker import Tracker
 
 
 @dataclass
@@ -47,13 +52,14 @@ class Story:
     params: dict[str, str]
     datasets: list[Dataset] = field(default_factory=list)
     parent_run_id: str | None = None
+    parent_mark: str | None = None
 
 
 def run_stage(
     name: str,
     workspace: Workspace,
     tracking: TrackingConfig,
-    story: Callable[[], Story],
+    story: Callable[[StageRun], Story],
     work: Callable[[StageRun], None],
     publish: Callable[[StageRun], None],
 ) -> None:
@@ -80,7 +86,9 @@ def run_stage(
             tracking.system_metrics_every_seconds,
             lambda line: say(f"{name}: {line}"),
         )
-        tracker.start(_describe(run, tracking.experiment, story()))
+        tracker.start(_describe(run, tracking.experiment, story(run)))
+        params = state.directory / "params.yaml"
+        shutil.copyfile(workspace.directory / "params.yaml", params)
         with _ending(tracker):
             if state.is_complete:
                 run.log("finished before; publishing its outputs again")
@@ -88,10 +96,12 @@ def run_stage(
                 work(run)
                 state.mark_complete()
             tracker.drain()
+            state.check_unchanged()
             publish(run)
+            state.check_unchanged()
             _write_run_json(run, tracker)
             tags = _output_tags(run)
-            run.artifacts |= {"params.yaml": workspace.directory / "params.yaml"}
+            run.artifacts["params.yaml"] = params
         tracker.end(Ending("FINISHED", time.time(), tags), run.artifacts)
 
 
@@ -112,10 +122,12 @@ def _describe(run: StageRun, experiment: str, story: Story) -> Description:
     dvc = provenance.dvc_state()
     name = "-".join(filter(None, [run.name, dvc.get("dvc.experiment"), run.state.fingerprint[:6]]))
     inputs = {f"dvc.dep.{path}": digest or "" for path, digest in run.state.inputs.items() if not path.endswith(".py")}
+    started = time.time()
     return Description(
+        mark=f"{run.state.fingerprint}-{int(started * 1000)}",
         experiment=experiment,
         run_name=name,
-        started=time.time(),
+        started=started,
         user=provenance.user(),
         params=story.params,
         tags={
@@ -129,6 +141,7 @@ def _describe(run: StageRun, experiment: str, story: Story) -> Description:
         },
         datasets=story.datasets,
         parent_run_id=story.parent_run_id,
+        parent_mark=story.parent_mark,
     )
 
 
@@ -143,22 +156,29 @@ def _output_tags(run: StageRun) -> dict[str, str]:
     outputs = [path for path in _declared(run, "outs") if not path.startswith("reports/")]
     data = [path for path in run.state.inputs if not path.endswith(".py") and path != "data/raw"]
     digests = {path: dvc_digest(run.workspace.directory / path) or "" for path in outputs}
-    restore = provenance.restore_command(digests[outputs[0]], [*outputs, *data])
+    # no other execution has this one's log
+    log = next(path for path in _declared(run, "outs") if path.endswith("log.txt"))
+    restore = provenance.restore_command(str(dvc_digest(run.workspace.directory / log)), [*outputs, *data])
     return {"restore": restore, **{f"dvc.out.{path}": digest for path, digest in digests.items()}}
 
 
 def _write_run_json(run: StageRun, tracker: Tracker) -> None:
-    """Write what belongs to this execution alone: its MLflow run, its speed, its environment."""
+    """Write what belongs to this execution alone: its MLflow run, its speed, its environment.
+
+    `wall_seconds` is from the first start to the end of the work, pauses after a kill included.
+    """
     journal = run.state.journal.records()
+    end = next(record.time for record in journal if record.kind == COMPLETE)
     path = run.reports / "run.json"
     write_json(
         path,
         {
             "mlflow_run_id": tracker.delivery.run_id,
+            "mlflow_mark": tracker.delivery.mark,
             "mlflow_experiment": tracker.delivery.state.get("experiment"),
             "mlflow_tracking_uri": _shown_uri(run),
             "fingerprint": run.state.fingerprint,
-            "wall_seconds": round(time.time() - journal[0].time, 1),
+            "wall_seconds": round(end - journal[0].time, 1),
             **run.facts,
         },
     )

@@ -40,11 +40,12 @@ def restore_command(digest: str, paths: list[str]) -> str:
     or by `dvc exp run`.
 
     Args:
-        digest: DVC's md5 of one of the result's outputs.
+        digest: DVC's md5 of an output that no other result has.
         paths: what to pull.
     """
-    commit = f"$(git log --all --format=%H -S {digest} -- dvc.lock | tail -n 1)"
-    return f"git checkout {commit} && dvc pull --force {' '.join(paths)}"
+    find = f"commit=$(git log --all --format=%H -S {digest} -- dvc.lock | tail -n 1)"
+    check = '{ test -n "$commit" || { echo "no commit holds this result"; false; }; }'
+    return f"{find} && {check} && git checkout $commit && dvc pull --force {' '.join(paths)}"
 
 
 def environment() -> dict[str, object]:

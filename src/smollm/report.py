@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm.files import write_atomically, write_json
-from smollm.journal import EVENT, Record
+from smollm.journal import COMPLETE, EVENT, Record
 
 _COLUMNS = {
     "losses.tsv": ("step", ("train_loss", "gradient_norm", "learning_rate")),
@@ -88,6 +88,8 @@ def _line(record: Record) -> str:
     values = record.values
     if record.kind == EVENT:
         return str(values["message"])
+    if record.kind == COMPLETE:
+        return "complete"
     if record.kind == "sample":
         texts = zip(values["prompts"], values["texts"], strict=True)
         body = "\n".join("    " + (prompt + text).replace("\n", "\n    ") for prompt, text in texts)

@@ -112,5 +112,5 @@ class TokenizeStage:
         run.artifacts |= {name: run.reports / name for name in ("metrics.json", "log.txt")}
         say("tokenize: done; the token files are in data/tokens/, statistics in reports/tokenize/metrics.json\n")
 
-    def _story(self) -> Story:
+    def _story(self, run: StageRun) -> Story:
         return Story(provenance.flatten(self.corpus, "corpus") | provenance.flatten(self.tokenizer, "tokenizer"))

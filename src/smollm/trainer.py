@@ -20,17 +20,19 @@ from smollm.checkpoint import Checkpoint, CheckpointStore, TrainerState
 from smollm.config.evaluation import EvaluationConfig
 from smollm.config.runtime import Precision
 from smollm.config.training import TrainingConfig
-from smollm.errors import Interrupted, TrainingError
+from smollm.errors import CheckpointError, Interrupted, TrainingError
 from smollm.evaluate import Evaluator
-from smollm.hardware import Hardware
+from smollm.hardware import Hardware, seconds_since_start
 from smollm.journal import Journal
-from smollm.live_state import seconds_since_start
 from smollm.model import LlamaForCausalLM
 from smollm.optim import Optimizer
 from smollm.progress import Progress
 from smollm.schedule import learning_rate
 from smollm.seeding import key
 from smollm.throughput import flops_per_token, model_flops_utilization, peak_tflops
+
+_MOST_SKIPPED = 50
+"""A loss scale of 2^16 has been halved to nothing long before."""
 
 
 class StopSignal:
@@ -89,8 +91,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=scaled)
         self.done = 0
         """Steps done in this stage."""
-        self._step_seconds = 0.0
-        """Spent in optimizer steps by this process."""
+        self._skipped = 0
+        """Steps skipped in a row."""
+        self._useful_seconds, self._earlier_seconds = self._seconds_before()
 
     @property
     def step(self) -> int:
@@ -98,9 +101,19 @@ class Trainer:
         return self.plan.first_step + self.done
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`: this stage's own, or the last one of the stage before."""
+        """Go on from `checkpoint`: this stage's own, or the last one of the stage before.
+
+        Raises:
+            CheckpointError: it belongs to another model or another kind of optimizer.
+        """
         weights = self.model.weights()
-        assert weights.keys() == checkpoint.weights.keys(), "a checkpoint of the same model"
+        shapes, theirs = ({name: value.shape for name, value in w.items()} for w in (weights, checkpoint.weights))
+        if shapes != theirs:
+            odd = min(name for name in shapes.keys() | theirs.keys() if shapes.get(name) != theirs.get(name))
+            raise CheckpointError(
+                f"{checkpoint.state.stage}'s checkpoint must be of the model that params.yaml describes, got "
+                f"{theirs.get(odd)} for {odd}, not {shapes.get(odd)}; run the whole pipeline with `dvc repro`"
+            )
         with torch.no_grad():
             for name, value in checkpoint.weights.items():
                 weights[name].copy_(value)
@@ -130,7 +143,7 @@ class Trainer:
             self.done += 1
             last = self.done == training.steps
             window.append(time.perf_counter() - began)
-            self._step_seconds += window[-1]
+            self._useful_seconds += window[-1]
             if self.done == 1 or last or self.done % training.log_every_steps == 0:
                 self.journal.append("step", self.step, train_loss=loss, gradient_norm=norm, learning_rate=rate)
                 speed = self._record_speed(window)
@@ -147,7 +160,11 @@ class Trainer:
                 raise Interrupted(stopped, self.step)
 
     def _take_step(self, rate: float) -> tuple[float, float]:
-        """One optimizer step on the next batch; its loss and the gradient's norm before clipping."""
+        """One optimizer step on the next batch; its loss and the gradient's norm before clipping.
+
+        Raises:
+            TrainingError: either is not finite; the step is not taken.
+        """
         hardware, training = self.hardware, self.plan.training
         inputs, targets = self.batches(self.done + 1)
         parts = len(inputs) // self.micro_batch
@@ -172,7 +189,14 @@ class Trainer:
         if has_overflown:
             # fp16's loss scale was too large: no part of the optimizer steps, and the scale is lowered
             self.journal.event(self.step + 1, f"step {self.step + 1}: gradient overflow in fp16, step skipped")
+            self._skipped += 1
+            if self._skipped == _MOST_SKIPPED:
+                raise TrainingError(
+                    f"{self.plan.stage}: the gradient must be finite at some loss scale, got {_MOST_SKIPPED} steps "
+                    f"in a row without, up to step {self.step + 1}; set runtime.precision to fp32 or bf16"
+                )
         else:
+            self._skipped = 0
             self.optimizer.set_learning_rate(rate)
             for part_optimizer in self.optimizer.parts:
                 self.scaler.step(part_optimizer)
@@ -188,9 +212,15 @@ class Trainer:
             else ids.to(self.hardware.device)
         )
 
+    def _seconds_before(self) -> tuple[float, float]:
+        """What earlier processes of the stage recorded: seconds in optimizer steps, and seconds lived."""
+        speeds = [record.values for record in self.journal.records() if record.kind == "speed"]
+        return (speeds[-1]["useful_seconds"], speeds[-1]["lived_seconds"]) if speeds else (0.0, 0.0)
+
     def _record_speed(self, window: list[float]) -> float:
         """Journal the speed over the steps since the last record; tokens per second."""
         seconds = sum(window) / len(window)
+        lived = self._earlier_seconds + seconds_since_start()
         tokens_per_second = self.plan.training.tokens_per_step / seconds
         peak = peak_tflops(self.hardware.name) if self.hardware.device.type == "cuda" else None
         flops = flops_per_token(self.model.config, self.plan.training.sequence_length)
@@ -201,7 +231,9 @@ class Trainer:
             tokens_per_second=tokens_per_second,
             step_ms=1000 * seconds,
             mfu=mfu,
-            goodput=self._step_seconds / seconds_since_start(),
+            goodput=self._useful_seconds / lived,
+            useful_seconds=self._useful_seconds,
+            lived_seconds=lived,
             peak_memory_gib=self.hardware.peak_memory_gib(),
         )
         return tokens_per_second
@@ -223,7 +255,6 @@ class Trainer:
         state = TrainerState(
             step=self.step,
             stage=self.plan.stage,
-            stage_step=self.done,
             fingerprint=self.plan.fingerprint,
             loss_scale=scaler.get("scale"),
             clean_steps=int(scaler.get("_growth_tracker", 0)),

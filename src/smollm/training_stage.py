@@ -17,9 +17,9 @@ from smollm.config.model import ModelConfig
 from smollm.config.runtime import RuntimeConfig
 from smollm.config.tracking import TrackingConfig
 from smollm.config.training import TrainingConfig
-from smollm.errors import ConfigError
+from smollm.errors import CheckpointError, ConfigError
 from smollm.evaluate import Evaluator
-from smollm.files import dvc_digest, replace_directory
+from smollm.files import replace_directory
 from smollm.live_state import Workspace
 from smollm.micro_batch import rehearse
 from smollm.model import LlamaForCausalLM
@@ -29,7 +29,7 @@ from smollm.progress import Progress, say
 from smollm.seeding import seed_everything
 from smollm.throughput import flops_per_token, parameter_count
 from smollm.tokens import TRAIN, VALIDATION, open_tokenizer, open_tokens, read_manifest, token_bytes
-from smollm.tracking import Dataset
+from smollm.tracking.delivery import Dataset
 from smollm.trainer import Plan, StopSignal, Trainer
 
 
@@ -158,10 +158,18 @@ class TrainingStage:
 
     def _publish(self, run: StageRun) -> None:
         directory = self.workspace.directory
-        finished = CheckpointStore(run.state.directory / "checkpoints", 1).newest_directory()
+        store = CheckpointStore(run.state.directory / "checkpoints", 1)
+        newest = store.newest(run.log)
+        last = max(record.step for record in run.state.journal.records() if record.kind == "step")
+        if newest is None or newest.state.step != last:
+            run.state.mark_incomplete()
+            raise CheckpointError(
+                f"{self.name}: the last checkpoint must be whole, got a damaged one; "
+                "`dvc repro` goes on from the one before"
+            )
+        weights = newest.weights
         text, manifest = self._load_tokenizer()
-        weights = checkpoint.load(finished).weights
-        replace_directory(finished, directory / "checkpoints" / self.name)
+        replace_directory(store.newest_directory(), directory / "checkpoints" / self.name)
         export.write_model(directory / "models" / self.name, self.model, weights, text, int(manifest["end_of_text_id"]))
         records = run.state.journal.records()
         facts = {
@@ -194,7 +202,7 @@ class TrainingStage:
         say(f"  model             models/{self.name}/ (for transformers' from_pretrained)")
         say("  compare runs      make ui\n")
 
-    def _story(self) -> Story:
+    def _story(self, run: StageRun) -> Story:
         named = {
             "seed": self.seed,
             "model": self.model,
@@ -205,14 +213,12 @@ class TrainingStage:
         params: dict[str, str] = {}
         for section, values in named.items():
             params |= provenance.flatten(values, section)
-        parent = None
-        if self.continues is not None:
-            side_file = self.workspace.directory / "reports" / self.continues / "run.json"
-            parent = json.loads(side_file.read_text())["mlflow_run_id"] if side_file.exists() else None
+        side_file = self.workspace.directory / "reports" / str(self.continues) / "run.json"
+        parent = json.loads(side_file.read_text()) if side_file.exists() else {}
         manifest = read_manifest(self._tokens)
-        digest = dvc_digest(self._tokens) or ""
+        digest = run.state.inputs[f"data/tokens/{self.name}"] or ""
         datasets = [
             Dataset(f"{self.name}/{side}", digest, context, f"data/tokens/{self.name}/{side}.bin", manifest[side])
             for side, context in ((TRAIN, "training"), (VALIDATION, "validation"))
         ]
-        return Story(params, datasets, parent)
+        return Story(params, datasets, parent.get("mlflow_run_id"), parent.get("mlflow_mark"))

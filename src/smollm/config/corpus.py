@@ -23,10 +23,12 @@ class CorpusSource(Enum):
     """A dataset of the Hugging Face hub, streamed."""
 
 
+_NAMES = Rule(all, "must hold no empty name", "remove it")
+
 _INSIDE_RAW = Rule(
     lambda globs: all(g.startswith(RAW_DATA) and ".." not in g for g in globs),
     f"must name files below {RAW_DATA}, the folder that DVC watches",
-    f"put the text (or a link to it) there and write e.g. {RAW_DATA}*.txt",
+    f"put the text there and write e.g. {RAW_DATA}*.txt",
 )
 
 
@@ -57,7 +59,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    packages: Annotated[tuple[str, ...], NOT_EMPTY]
+    packages: Annotated[tuple[str, ...], NOT_EMPTY, _NAMES]
     """For the two python sources: `stdlib`, and names of installed distributions."""
     max_megabytes: Annotated[float, above(0)]
     """Upper bound of each stage's text, in MB (10^6 bytes of UTF-8)."""

@@ -69,24 +69,30 @@ class Problems:
 
 def build(kind: type[T], values: object, where: str, problems: Problems) -> T | None:
     """Build the dataclass `kind` from a mapping, or return None after noting what is wrong."""
+    before = len(problems.lines)
+    fields = build_fields(kind, values, where, problems)
+    return kind(**fields) if len(problems.lines) == before else None
+
+
+def build_fields(kind: type[T], values: object, where: str, problems: Problems) -> dict[str, typing.Any]:
+    """The values for the fields of the dataclass `kind`; None for each that has a problem."""
     if not isinstance(values, dict):
         problems.add(where, "must be a section with settings", values, "see presets/ for its keys")
-        return None
+        return {}
     hints = typing.get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
             fix = f"did you mean {near[0]}?" if near else f"remove it ({where or 'the file'} has: {', '.join(hints)})"
             problems.add(_join(where, key), "is not a setting", values[key], fix)
-    before = len(problems.lines)
-    built: dict[str, object] = {}
+    built: dict[str, typing.Any] = dict.fromkeys(hints)
     for name, hint in hints.items():
         path = _join(where, name)
         if name not in values:
             problems.add(path, "must be set", "nothing", "copy it from a file in presets/")
         else:
             built[name] = _convert(hint, values[name], path, problems)
-    return kind(**built) if len(problems.lines) == before else None
+    return built
 
 
 def _convert(hint: object, value: object, where: str, problems: Problems) -> object:
@@ -98,6 +104,7 @@ def _convert(hint: object, value: object, where: str, problems: Problems) -> obj
         return build(hint, value, where, problems)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     options = arguments if origin in (typing.Union, types.UnionType) else (hint,)
+    before = len(problems.lines)
     for option in options:
         matches, converted = _match(option, value, where, problems)
         if matches:
@@ -106,7 +113,7 @@ def _convert(hint: object, value: object, where: str, problems: Problems) -> obj
         expected = " or ".join(_name(option) for option in options)
         problems.add(where, f"must be {expected}", value, _type_fix(options, value))
         return None
-    if converted is not None and not isinstance(converted, Auto):
+    if converted is not None and not isinstance(converted, Auto) and len(problems.lines) == before:
         for rule in rules:
             if not rule.holds(converted):
                 problems.add(where, rule.text, value, rule.fix)

@@ -5,10 +5,11 @@ dvc.yaml names. Each start checks the whole file, so that a mistake in `finetune
 after days of `pretrain`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,7 +17,7 @@ from yaml import YAMLError
 
 from smollm.config.corpus import RAW_DATA, CorpusConfig, CorpusSource
 from smollm.config.evaluation import EvaluationConfig
-from smollm.config.fields import Auto, Problems, build
+from smollm.config.fields import Auto, Problems, between, build_fields
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import RuntimeConfig
 from smollm.config.tokenizer import TokenizerConfig, TokenizerSource
@@ -29,7 +30,7 @@ from smollm.errors import ConfigError
 class Config:
     preset: str
     """Where the values came from; shown, read by no stage."""
-    seed: int
+    seed: Annotated[int, between(0, 2**63 - 1)]
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
     model: ModelConfig
@@ -50,10 +51,12 @@ def load(path: Path) -> Config:
     problems = Problems(path.name)
     for key, text in _interpolations(values):
         problems.add(key, "must be a plain value, since DVC compares what is written", text, "write the value out")
-    config = None if problems.lines else build(Config, values, "", problems)
-    if config is not None:
-        _check_across(config, problems)
-    if config is None or problems.lines:
+    if not problems.lines:
+        config = Config(**build_fields(Config, values, "", problems))
+        for check, sections in _CHECKS:
+            if all(getattr(config, section) is not None for section in sections):
+                check(config, problems)
+    if problems.lines:
         raise ConfigError("\n".join(problems.lines))
     return config
 
@@ -85,13 +88,7 @@ def _interpolations(values: object, where: str = "") -> Iterator[tuple[str, str]
         yield where, values
 
 
-def _check_across(config: Config, problems: Problems) -> None:
-    """The rules that bind more than one setting."""
-    _check_model(config, problems)
-    for name in ("pretrain", "finetune"):
-        _check_training(name, getattr(config, name), config, problems)
-        _check_source(name, config, problems)
-    _check_tokenizer(config, problems)
+def _check_both_optimizers(config: Config, problems: Problems) -> None:
     if config.finetune.optimizer.kind is not config.pretrain.optimizer.kind:
         problems.add(
             "finetune.optimizer.kind",
@@ -99,6 +96,9 @@ def _check_across(config: Config, problems: Problems) -> None:
             config.finetune.optimizer.kind.value,
             f"use {config.pretrain.optimizer.kind.value}",
         )
+
+
+def _check_samples(config: Config, problems: Problems) -> None:
     longest = config.model.max_position_embeddings
     if config.evaluation.sample_tokens >= longest:
         problems.add(
@@ -129,7 +129,8 @@ def _check_model(config: Config, problems: Problems) -> None:
         )
 
 
-def _check_training(name: str, training: TrainingConfig, config: Config, problems: Problems) -> None:
+def _check_training(name: str, config: Config, problems: Problems) -> None:
+    training: TrainingConfig = getattr(config, name)
     context = config.model.max_position_embeddings
     if training.sequence_length > context:
         problems.add(
@@ -147,6 +148,10 @@ def _check_training(name: str, training: TrainingConfig, config: Config, problem
             schedule.warmup_steps,
             f"use {room} or fewer",
         )
+
+
+def _check_micro_batch(name: str, config: Config, problems: Problems) -> None:
+    training: TrainingConfig = getattr(config, name)
     micro, whole = config.runtime.micro_batch_size, training.sequences_per_step
     if not isinstance(micro, Auto) and whole % micro:
         divisors = [n for n in range(1, whole + 1) if whole % n == 0]
@@ -181,7 +186,8 @@ def _check_tokenizer(config: Config, problems: Problems) -> None:
             tokenizer.vocab_size,
             f"use {config.model.vocab_size} or fewer",
         )
-    if tokenizer.source is TokenizerSource.FILE and not (tokenizer.file or "").startswith(RAW_DATA):
+    file = tokenizer.file or ""
+    if tokenizer.source is TokenizerSource.FILE and (not file.startswith(RAW_DATA) or ".." in file):
         problems.add(
             "tokenizer.file",
             f"must lie below {RAW_DATA} when source is file",
@@ -192,3 +198,18 @@ def _check_tokenizer(config: Config, problems: Problems) -> None:
         for key in ("repository", "revision"):
             if getattr(tokenizer, key) is None:
                 problems.add(f"tokenizer.{key}", "must be set when source is hub", None, "copy it from the hub's page")
+
+
+_CHECKS: tuple[tuple[Callable[[Config, Problems], None], tuple[str, ...]], ...] = (
+    (_check_model, ("model",)),
+    (partial(_check_training, "pretrain"), ("pretrain", "model")),
+    (partial(_check_training, "finetune"), ("finetune", "model")),
+    (partial(_check_micro_batch, "pretrain"), ("pretrain", "runtime")),
+    (partial(_check_micro_batch, "finetune"), ("finetune", "runtime")),
+    (partial(_check_source, "pretrain"), ("corpus",)),
+    (partial(_check_source, "finetune"), ("corpus",)),
+    (_check_tokenizer, ("tokenizer", "model")),
+    (_check_both_optimizers, ("pretrain", "finetune")),
+    (_check_samples, ("evaluation", "model")),
+)
+"""The rules that bind more than one setting, each with the sections that it needs whole."""

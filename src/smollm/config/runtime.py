@@ -30,7 +30,7 @@ class RuntimeConfig:
     compile: Auto | bool
     """auto: torch.compile where it works and pays."""
     micro_batch_size: Annotated[Auto | int, at_least(1)]
-    """Sequences computed at once; auto: the largest that fits."""
+    """Sequences computed at once; auto: the largest that fits and still pays."""
     checkpoint_every_steps: Annotated[int, at_least(1)]
     """How much a kill can cost."""
     keep_checkpoints: Annotated[int, at_least(1)]

@@ -17,7 +17,7 @@ class OptimizerKind(Enum):
 
 
 _BETAS = Rule(
-    lambda betas: all(beta is not None and 0 <= beta < 1 for beta in betas),
+    lambda betas: all(0 <= beta < 1 for beta in betas),
     "must be two numbers from 0 to below 1",
     "use e.g. [0.9, 0.95]",
 )

@@ -1,0 +1,281 @@
+"""One run on its way to MLflow: a folder of its own, so that it outlives the stage.
+
+journal.jsonl      what happened
+description.json   name, params, tags and inputs of the run, known at its start
+delivery.json      the run's id, and what MLflow has acknowledged
+status.json        how the run ended, with the last tags; missing while it runs
+artifacts/         files to upload at the end
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm.files import link_or_copy, write_json
+from smollm.journal import EVENT, Record, read
+from smollm.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+METRICS = {
+    ("step", "train_loss"): "train/loss",
+    ("step", "gradient_norm"): "train/gradient_norm",
+    ("step", "learning_rate"): "train/learning_rate",
+    ("validation", "loss"): "validation/loss",
+    ("validation", "bits_per_byte"): "validation/bits_per_byte",
+    ("speed", "tokens_per_second"): "speed/tokens_per_second",
+    ("speed", "step_ms"): "speed/step_ms",
+    ("speed", "mfu"): "speed/mfu",
+    ("speed", "goodput"): "speed/goodput",
+    ("speed", "peak_memory_gib"): "memory/peak_gib",
+}
+"""MLflow's name for each number of the journal; a `result` brings names of its own."""
+
+_BATCH = 900  # MLflow takes at most 1000 metrics a call
+_PARAMS_BATCH = 100
+_MARK = "smollm.delivery"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A text that a run learned from, or is measured on."""
+
+    name: str
+    digest: str
+    context: str
+    """training or validation."""
+    path: str
+    profile: dict[str, Any]
+    """Counts: documents, bytes, tokens."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a run when it starts."""
+
+    mark: str
+    """Names the run before MLflow has given it an id, and where it never does."""
+    experiment: str
+    run_name: str
+    started: float
+    """Seconds since the epoch."""
+    user: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    datasets: list[Dataset] = field(default_factory=list)
+    parent_run_id: str | None = None
+    parent_mark: str | None = None
+    """For a parent that MLflow had no id for yet."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended."""
+
+    status: str
+    """FINISHED, FAILED or KILLED."""
+    ended: float
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class Delivery:
+    """One run on its way to MLflow."""
+
+    def __init__(self, directory: Path, store: Store) -> None:
+        self.directory, self.store = directory, store
+        self._state_file = directory / "delivery.json"
+        state = read_json(self._state_file)
+        fresh = {"store": store.key, "store_shown": store.shown, "offset": 0}
+        self.state: dict[str, Any] = state if state.get("store") == store.key else fresh
+
+    @property
+    def run_id(self) -> str | None:
+        run_id: str | None = self.state.get("run_id")
+        return run_id
+
+    @property
+    def mark(self) -> str:
+        mark: str = read_json(self.directory / "description.json")["mark"]
+        return mark
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.state.get("done"))
+
+    def send(self, client: "MlflowClient") -> None:
+        """Send all that MLflow has not acknowledged; raises what MLflow raises."""
+        if not (self.directory / "description.json").exists():
+            self._note(done=True)  # killed before it could say what it was
+            return
+        run_id = self.run_id or self._create_run(client)
+        if not self.state.get("described"):
+            self._describe(client, run_id)
+        self._send_journal(client, run_id)
+        ending = read_json(self.directory / "status.json")
+        if ending and not self.is_done:
+            self._finish(client, run_id, Ending(**ending))
+
+    def reopen(self) -> None:
+        """Go on with a run that ended early."""
+        (self.directory / "status.json").unlink(missing_ok=True)
+        if self.run_id:
+            self._note(done=False, reopen=True)
+
+    def end(self, ending: Ending, artifacts: dict[str, Path]) -> None:
+        """Note how the run ended, with the files to upload, by their path in MLflow."""
+        for name, path in artifacts.items():
+            link_or_copy(path, self.directory / "artifacts" / name)
+        write_json(self.directory / "status.json", asdict(ending))
+
+    def _note(self, **values: object) -> None:
+        self.state |= values
+        write_json(self._state_file, self.state)
+
+    def _description(self) -> Description:
+        values = read_json(self.directory / "description.json")
+        return Description(**{**values, "datasets": [Dataset(**one) for one in values["datasets"]]})
+
+    def _create_run(self, client: "MlflowClient") -> str:
+        description = self._description()
+        experiment = self.store.experiment_id(client, description.experiment)
+        # a kill between MLflow's answer and our note of it must not leave a second run
+        run_id = _find(client, experiment, description.mark)
+        if run_id is None:
+            tags = {
+                _MARK: description.mark,
+                "mlflow.user": description.user,
+                "mlflow.source.type": "JOB",
+                **self._parent_tag(client, experiment, description),
+                **description.tags,
+            }
+            started = int(description.started * 1000)
+            run_id = str(client.create_run(experiment, started, tags, description.run_name).info.run_id)
+        self._note(run_id=run_id, experiment=description.experiment, experiment_id=experiment)
+        return run_id
+
+    @staticmethod
+    def _parent_tag(client: "MlflowClient", experiment: str, description: Description) -> dict[str, str]:
+        parent = description.parent_run_id
+        if parent is None and description.parent_mark is not None:
+            parent = _find(client, experiment, description.parent_mark)
+        if parent is None:
+            return {}
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.get_run(parent)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {"smollm.parent_in_another_store": parent}
+        return {"mlflow.parentRunId": parent}
+
+    def _describe(self, client: "MlflowClient", run_id: str) -> None:
+        from mlflow.entities import Dataset as Entity
+        from mlflow.entities import DatasetInput, InputTag, Param
+
+        description = self._description()
+        params = [Param(name, value[:6000]) for name, value in description.params.items()]
+        for start in range(0, len(params), _PARAMS_BATCH):
+            client.log_batch(run_id, params=params[start : start + _PARAMS_BATCH])
+        inputs = [
+            DatasetInput(
+                Entity(one.name, one.digest, "local", json.dumps({"uri": one.path}), profile=json.dumps(one.profile)),
+                [InputTag("mlflow.data.context", one.context)],
+            )
+            for one in description.datasets
+        ]
+        if inputs:
+            client.log_inputs(run_id, inputs)
+        self._note(described=True)
+
+    def _send_journal(self, client: "MlflowClient", run_id: str) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        if self.state.get("reopen"):
+            client.update_run(run_id, status="RUNNING")
+            if "error" in client.get_run(run_id).data.tags:
+                client.delete_tag(run_id, "error")
+            self._note(reopen=False)
+        batch: list[Metric] = []
+        tags: list[RunTag] = []
+        samples: list[Record] = []
+        start = offset = self.state["offset"]
+        for record, after in read(self.directory / "journal.jsonl", start):
+            offset = after
+            batch += [Metric(name, value, int(record.time * 1000), record.step) for name, value in metrics(record)]
+            if record.kind == "hardware":
+                tags += [RunTag(f"hardware.{name}", str(value)) for name, value in record.values.items()]
+            if record.kind == "sample":
+                samples.append(record)
+            if len(batch) >= _BATCH:
+                self._send_batch(client, run_id, batch, tags, samples, offset)
+                batch, tags, samples = [], [], []
+        if offset > start:
+            self._send_batch(client, run_id, batch, tags, samples, offset)
+
+    def _send_batch(
+        self, client: "MlflowClient", run_id: str, batch: list[Any], tags: list[Any], samples: list[Record], offset: int
+    ) -> None:
+        if batch or tags:
+            client.log_batch(run_id, metrics=batch, tags=tags)
+        for record in samples:
+            texts = zip(record.values["prompts"], record.values["texts"], strict=True)
+            text = "\n\n----\n\n".join(prompt + text for prompt, text in texts)
+            client.log_text(run_id, text + "\n", f"samples/step-{record.step:08d}.txt")
+        if samples:
+            self._send_sample_table(client, run_id)
+        self._note(offset=offset)
+
+    def _send_sample_table(self, client: "MlflowClient", run_id: str) -> None:
+        """Write all samples as the table that MLflow compares across runs.
+
+        `log_table` would append to what is there, and so repeat rows that are sent twice.
+        """
+        rows = [
+            [record.step, prompt, text]
+            for record, _ in read(self.directory / "journal.jsonl")
+            if record.kind == "sample"
+            for prompt, text in zip(record.values["prompts"], record.values["texts"], strict=True)
+        ]
+        client.log_dict(run_id, {"columns": ["step", "prompt", "text"], "data": rows}, "samples.json")
+        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "samples.json", "type": "table"}]))
+
+    def _finish(self, client: "MlflowClient", run_id: str, ending: Ending) -> None:
+        artifacts = self.directory / "artifacts"
+        if artifacts.exists():
+            client.log_artifacts(run_id, str(artifacts))
+        for name, value in ending.tags.items():
+            client.set_tag(run_id, name, value[:5000])
+        client.set_terminated(run_id, ending.status, int(ending.ended * 1000))
+        self._note(done=True)
+
+
+def _find(client: "MlflowClient", experiment: str, mark: str) -> str | None:
+    """The id of the run with this mark, if MLflow has it."""
+    known = client.search_runs([experiment], f"tags.`{_MARK}` = '{mark}'", max_results=1)
+    return str(known[0].info.run_id) if known else None
+
+
+def metrics(record: Record) -> Iterator[tuple[str, float]]:
+    """MLflow's metrics in a record of the journal."""
+    if record.kind == "result":
+        yield from record.values.items()
+    elif record.kind != EVENT:
+        for name, value in record.values.items():
+            metric = METRICS.get((record.kind, name))
+            # MLflow stores infinity as the largest number, which ruins the axis of a chart
+            if metric is not None and value is not None and math.isfinite(value):
+                yield metric, float(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The values in a JSON file; none where there is no file."""
+    if not path.exists():
+        return {}
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values

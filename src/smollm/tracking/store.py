@@ -1,0 +1,94 @@
+"""Where MLflow keeps runs, and the way to it."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where MLflow keeps runs."""
+
+    uri: str
+    root: Path
+    """The folder `mlruns` of the repository: its database, artifacts and outbox."""
+
+    @classmethod
+    def of(cls, repository: Path) -> "Store":
+        """The store that MLFLOW_TRACKING_URI names, or else the repository's own database."""
+        root = repository / "mlruns"
+        return cls(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db", root)
+
+    @property
+    def key(self) -> str:
+        """Tells stores apart without giving away a password."""
+        return sha256(self.uri.encode()).hexdigest()[:16]
+
+    @property
+    def shown(self) -> str:
+        """The address without user and password."""
+        netloc = urlsplit(self.uri).netloc
+        return self.uri.replace(netloc, netloc.rpartition("@")[2], 1) if "@" in netloc else self.uri
+
+    def client(self) -> "MlflowClient":
+        """A client of the store, whose tables exist."""
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        import mlflow
+
+        mlflow.set_tracking_uri(self.uri)
+        client = mlflow.MlflowClient(self.uri)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked(self.root / ".lock"):  # two processes that make the tables at once would fail
+            client.search_experiments(max_results=1)
+        return client
+
+    def experiment_id(self, client: "MlflowClient", name: str) -> str:
+        with locked(self.root / ".lock"):
+            found = client.get_experiment_by_name(name)
+            if found is not None:
+                return str(found.experiment_id)
+            is_local = self.uri.startswith("sqlite:")
+            location = (self.root / "artifacts" / name).as_uri() if is_local else None
+            # MLflow's pages then open on the list of runs
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
+
+    def search_runs(self, experiment: str) -> "pd.DataFrame":
+        """All runs of an experiment as `mlflow.search_runs` gives them; an empty table where there are none."""
+        import mlflow
+        import pandas as pd
+
+        found = self.client().get_experiment_by_name(experiment)
+        if found is None:
+            return pd.DataFrame()
+        runs: pd.DataFrame = mlflow.search_runs([found.experiment_id], output_format="pandas")
+        return runs
+
+    def reason(self, error: Exception) -> str:
+        """What went wrong on the way to the store, in one line and without user and password."""
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        user = urlsplit(self.uri).netloc.rpartition("@")[0]
+        return (text.replace(f"{user}@", "") if user else text)[:200]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`; other processes wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

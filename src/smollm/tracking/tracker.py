@@ -1,0 +1,101 @@
+"""Sends a running stage's journal from a thread of its own."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm.files import write_json
+from smollm.tracking import outbox
+from smollm.tracking.delivery import Delivery, Description, Ending
+from smollm.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+class Tracker:
+    """Sends a running stage's journal from a thread of its own."""
+
+    def __init__(
+        self,
+        directory: Path,
+        store: Store,
+        send_every_seconds: float,
+        system_metrics_every_seconds: float,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.delivery = Delivery(directory, store)
+        self.store, self._warn = store, warn
+        self._every, self._system_every = send_every_seconds, system_metrics_every_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._client: MlflowClient | None = None
+        self._monitor: Any = None
+        self._warned = False
+        self.error: str | None = None
+        """Why MLflow could not be told the last time, or None."""
+
+    def start(self, description: Description) -> None:
+        """Begin or go on with the run; returns at once."""
+        file = self.delivery.directory / "description.json"
+        if file.exists():
+            self.delivery.reopen()
+            outbox.withdraw(self.delivery)  # what waits there is older than what goes on here
+        else:
+            write_json(file, asdict(description))
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Stop the thread and send what is left, if MLflow answers."""
+        self._stop.set()
+        self._thread.join()
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        self._try()
+
+    def end(self, ending: Ending, artifacts: dict[str, Path]) -> None:
+        """End the run; where MLflow does not answer, leave all of it in the outbox."""
+        self.drain()
+        self.delivery.end(ending, artifacts)
+        self._try()
+        if not self.delivery.is_done:
+            outbox.put_aside(self.delivery)
+            self._warn(f"MLflow ({self.store.shown}) lacks part of this run; `make sync` sends it later")
+
+    def _work(self) -> None:
+        try:
+            outbox.send(self._client_of_store(), self.store, self._warn)  # a parent may be among them
+        except Exception:  # as in _try, which says so
+            self._client = None
+        self._try()
+        while not self._stop.wait(self._every):
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            self.delivery.send(self._client_of_store())
+            if self._monitor is None and not self._stop.is_set():
+                self._monitor = self._start_monitor()
+            self.error = None
+        except Exception as error:  # whatever a store or the way to it raises, training goes on
+            self.error = self.store.reason(error)
+            if not self._warned:
+                self._warned = True
+                self._warn(f"MLflow ({self.store.shown}) does not answer; training goes on. {self.error}")
+
+    def _client_of_store(self) -> "MlflowClient":
+        if self._client is None:
+            self._client = self.store.client()
+        return self._client
+
+    def _start_monitor(self) -> Any:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+        monitor = SystemMetricsMonitor(self.delivery.run_id, sampling_interval=self._system_every, resume_logging=True)
+        monitor.start()
+        return monitor
