@@ -146,17 +146,7 @@ def write(
     duplicates = itertools.count()
     documents = unique_documents(source, max_megabytes, validation_fraction, lambda: next(duplicates))
     listing = directory / "documents.tsv"
-    with listing.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
-        rows.writerow(["split", "bytes", "tokens", "sha256", "key"])
-        for batch in _batches(documents):
-            encoded = tokenizer.encode_batch_fast([one.document.text for one in batch], add_special_tokens=False)
-            for one, encoding in zip(batch, encoded, strict=True):
-                sides[one.split].add([*encoding.ids, end], one.bytes)
-                rows.writerow([one.split, one.bytes, len(encoding.ids), one.sha256, one.document.key])
-            progress(sum(one.bytes for one in batch))
-    for side in sides.values():
-        side.close()
+    _encode(documents, tokenizer, end, sides, listing, progress)
     if not sum(side.documents for side in sides.values()):
         raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
     split = "by document"
@@ -178,6 +168,28 @@ def write(
     }
     write_json(directory / "manifest.json", manifest)
     return manifest
+
+
+def _encode(
+    documents: Iterator[Unique],
+    tokenizer: Tokenizer,
+    end: int,
+    sides: dict[str, _Side],
+    listing: Path,
+    progress: Callable[[int], None],
+) -> None:
+    """Add each document's ids and the id `end` to its side, and a row to the table `listing`."""
+    with listing.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
+        rows.writerow(["split", "bytes", "tokens", "sha256", "key"])
+        for batch in _batches(documents):
+            encoded = tokenizer.encode_batch_fast([one.document.text for one in batch], add_special_tokens=False)
+            for one, encoding in zip(batch, encoded, strict=True):
+                sides[one.split].add([*encoding.ids, end], one.bytes)
+                rows.writerow([one.split, one.bytes, len(encoding.ids), one.sha256, one.document.key])
+            progress(sum(one.bytes for one in batch))
+    for side in sides.values():
+        side.close()
 
 
 def _batches(documents: Iterator[Unique]) -> Iterator[list[Unique]]:
