@@ -52,7 +52,7 @@ check: $(ready)  ## ruff and mypy
 	@ruff format --check .
 	@mypy src stages
 
-ui: $(ready)  ## MLflow's pages on http://127.0.0.1:5000
+ui: $(ready)  ## MLflow's pages, on port 5000 of this machine
 	@case "$$MLFLOW_TRACKING_URI" in \
 	http*) echo "MLFLOW_TRACKING_URI names a server: its pages are at that address" ;; \
 	*) mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlruns/mlflow.db}" ;; \

@@ -4,14 +4,12 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from test_pipeline import runs, steps
-from workspace import Clone, environment
+from workspace import Clone
 
 KILLS = 8
 STEPS = 90
@@ -61,14 +59,7 @@ def test_random_kills_change_nothing(tmp_path: Path) -> None:
     # journal is there already, right after the resume
     targets = sorted(chance.sample(range(8, STEPS - 2), KILLS))
     for number, target in enumerate(targets):
-        with subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro"],
-            cwd=killed.directory,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as process:
+        with killed.start() as process:
             while last_step(killed.directory) < target or len(resumes(killed.directory)) < number:
                 assert process.poll() is None, f"ended before step {target}"
                 time.sleep(0.002)
@@ -90,15 +81,7 @@ def test_random_kills_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_stage_is_no_success_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     stopped = clone(tmp_path / "project")
-    with subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"],
-        cwd=stopped.directory,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with stopped.start() as process:
         while last_step(stopped.directory) < 12:
             assert process.poll() is None
             time.sleep(0.002)
@@ -116,13 +99,7 @@ def test_a_stopped_stage_is_no_success_and_goes_on(number: signal.Signals, tmp_p
 def test_an_orphan_is_named_and_finishes_alone(tmp_path: Path) -> None:
     project = clone(tmp_path / "project")
     project.set({"pretrain.steps": 2500, "pretrain.log_every_steps": 5})
-    with subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"],
-        cwd=project.directory,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with project.start() as process:
         while last_step(project.directory) < 10:
             assert process.poll() is None
             time.sleep(0.01)

@@ -3,8 +3,6 @@
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 import yaml
 from structure import closure
 from test_config import leaves
-from workspace import SMALL, Clone, environment
+from workspace import SMALL, Clone
 
 from smollm.config.file import read_values
 
@@ -231,14 +229,7 @@ def test_params_changed_while_a_stage_runs_never_pass_for_its_own(finished: Clon
 
     finished.run("git", "checkout", "--", "params.yaml")
     change(2e-3)
-    with subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"],
-        cwd=finished.directory,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
+    with finished.start() as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("finetune: 10 steps"):
@@ -279,14 +270,7 @@ def test_kill_9_and_the_same_command_give_what_an_undisturbed_run_gives(finished
     finished.run("git", "checkout", "--", "params.yaml")
     finished.repro()
     clone = Clone.of_working_tree(tmp_path / "project")
-    with subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"],
-        cwd=clone.directory,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
+    with clone.start() as process:
         while not list(clone.directory.glob(".resume/pretrain/*/checkpoints/step-*")):
             assert process.poll() is None, "the pipeline ended before it could be killed"
             time.sleep(0.01)

@@ -149,7 +149,7 @@ def test_the_readmes_tree_is_the_repositorys() -> None:
 def test_no_absolute_path_or_registry_is_committed() -> None:
     for name in ("requirements.lock", "Makefile", ".ci/run"):
         text = (ROOT / name).read_text()
-        assert "://" not in text.replace("http://127.0.0.1", "").replace("sqlite://", ""), name
+        assert "://" not in text.replace("sqlite://", ""), name
     pins = (ROOT / "requirements.lock").read_text().splitlines()
     assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[A-Za-z0-9_.!]+", line) for line in pins if not line.startswith("#"))
     assert "torch==2.13.0" in pins

@@ -128,6 +128,18 @@ class Clone:
     def dvc(self, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "dvc", *arguments, check=check, **variables)
 
+    def start(self) -> "subprocess.Popen[str]":
+        """Start `dvc repro` in a session of its own, its output to be read from `stdout` at the end."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro"],
+            cwd=self.directory,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
     def repro(self, *arguments: str) -> list[str]:
         """Run `dvc repro`; the stages that it ran."""
         output = self.dvc("repro", *arguments).stdout

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -9,9 +10,13 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(line: str) -> None:
-    """Print a line, above the bar where there is one."""
-    tqdm.write(line)
-    sys.stdout.flush()
+    """Print a line, above the bar where there is one.
+
+    Where nobody listens any more (a closed terminal or pipe), training goes on unheard.
+    """
+    with suppress(OSError):
+        tqdm.write(line)
+        sys.stdout.flush()
 
 
 class Progress:
@@ -30,8 +35,9 @@ class Progress:
     def update(self, amount: int, **shown: str) -> None:
         """Advance by `amount`, showing name and value of each of `shown`."""
         self.done += amount
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(amount)
+        with suppress(OSError):
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(amount)
         now = time.monotonic()
         if not self._live and (now - self._last_line >= _SECONDS_BETWEEN_LINES or self.done == self.total):
             self._last_line = now
@@ -44,4 +50,5 @@ class Progress:
                 say(f"{self.title}: {self.unit} {self.done}/{self.total}{values}  {left} left")
 
     def close(self) -> None:
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
