@@ -15,7 +15,7 @@ STEPS = 90
 
 def clone(directory: Path) -> Clone:
     made = Clone.of_working_tree(directory)
-    made.set({"pretrain.steps": STEPS, "pretrain.log_every_steps": 1, "pretrain.sample_every_steps": 7})
+    made.set({"pretrain.steps": STEPS, "pretrain.log_every_steps": 1})
     made.commit("params")
     return made
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from structure import closure
 from test_config import leaves
-from workspace import SMALL, Clone
+from workspace import Clone
 
 from smollm.config.file import read_values
 
@@ -204,7 +204,7 @@ def test_an_edit_reruns_what_depends_on_it_and_no_more(finished: Clone) -> None:
     assert finished.repro() == []
     finished.set({"runtime.keep_checkpoints": 7, "tracking.experiment": "other", "preset": "mine"})
     assert finished.repro() == []
-    finished.set({"tracking.experiment": SMALL.get("tracking.experiment", "smollm")})
+    finished.set({"tracking.experiment": "smollm"})
     finished.set({"finetune.optimizer.lr": 1e-3})
     assert finished.repro() == ["finetune"]
     finished.set({"pretrain.optimizer.lr": 1e-3})
