@@ -36,8 +36,10 @@ repro: $(ready)  ## run the pipeline: what params.yaml asks for, or PRESET=tiny
 ifeq ($(PRESET),)
 	@echo "params.yaml: preset $$(sed -n 's/^preset: *\([^ #]*\).*/\1/p' params.yaml); other values: make repro PRESET=$$(ls presets | sed 's/\.yaml$$//' | paste -sd'|' -)"
 	@python3 -m dvc repro
+	@python3 -m smollm.tidy
 else
 	@python3 -m smollm.config.presets $(PRESET)
+	@python3 -m smollm.tidy
 	@echo "params.yaml now holds preset $(PRESET); back to the full model: make repro PRESET=smollm-135m"
 endif
 

@@ -1,5 +1,6 @@
 """Turn text into tokens. Run by DVC as stage `tokenize`."""
 
+from smollm import preflight
 from smollm.config.file import load
 from smollm.live_state import Workspace
 from smollm.pipeline import main
@@ -9,6 +10,7 @@ from stages import WORKSPACE
 
 def tokenize() -> None:
     config = load(WORKSPACE / "params.yaml")
+    preflight.refuse_endless(WORKSPACE / "params.yaml")
     TokenizeStage(
         workspace=Workspace.find(WORKSPACE),
         corpus=config.corpus,

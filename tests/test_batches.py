@@ -35,6 +35,12 @@ def test_inputs_are_a_stretch_of_the_stream_and_targets_the_same_one_later() -> 
         assert np.array_equal(targets, inputs + 1)
 
 
+def test_the_starts_of_a_step_are_where_its_sequences_begin() -> None:
+    batches = make()
+    for step in (1, 24, 25, 50):
+        assert batches.starts(step) == [int(row[0]) for row in batches(step)[0]]
+
+
 def test_a_batch_is_a_function_of_the_step_whatever_was_asked_before() -> None:
     in_order = make()
     batches = {step: in_order(step) for step in range(1, 80)}  # over three epochs

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ def make(step: int) -> Checkpoint:
         "model.norm.weight.step": torch.tensor(float(step)),
     }
     return Checkpoint(TrainerState(step, "pretrain", "0123456789abcdef", None, 0), weights, moments)
+
+
+def write(store: CheckpointStore, step: int) -> None:
+    store.save(make(step))
+    store.wait()
 
 
 def assert_same(ones: dict[str, Tensor], others: dict[str, Tensor]) -> None:
@@ -113,7 +119,7 @@ def test_saving_again_replaces_the_checkpoint(saved: Path) -> None:
 def test_the_newest_few_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", keep=2)
     for step in (1, 9, 10, 100):
-        store.save(make(step))
+        write(store, step)
     assert sorted(path.name for path in store.directory.iterdir()) == ["step-00000010", "step-00000100"]
     assert store.newest_directory().name == "step-00000100"
     assert_same_checkpoint(store.newest(pytest.fail), make(100))
@@ -254,8 +260,8 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before_with_a_warning(
     tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     store = CheckpointStore(tmp_path, keep=2)
-    store.save(make(1))
-    store.save(make(2))
+    write(store, 1)
+    write(store, 2)
     damage(store.newest_directory() / name)
     warnings: list[str] = []
     assert_same_checkpoint(store.newest(warnings.append), make(1))
@@ -268,7 +274,7 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before_with_a_warning(
 def test_a_store_with_nothing_but_damage_has_no_checkpoint_and_says_so(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     for step in (1, 2):
-        store.save(make(step))
+        write(store, step)
         truncate(store.newest_directory() / MODEL)
     warnings: list[str] = []
     assert store.newest(warnings.append) is None
@@ -277,12 +283,12 @@ def test_a_store_with_nothing_but_damage_has_no_checkpoint_and_says_so(tmp_path:
 
 def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
-    store.save(make(1))
+    write(store, 1)
     half = tmp_path / ".step-00000002.tmp"
     shutil.copytree(tmp_path / "step-00000001", half)
     (half / STATE).unlink()
     assert_same_checkpoint(store.newest(pytest.fail), make(1))
-    store.save(make(2))
+    write(store, 2)
     assert_same_checkpoint(store.newest(pytest.fail), make(2))
     assert not half.exists()
 
@@ -325,10 +331,10 @@ class Faults:
 def operations_of_a_save(directory: Path, keep: int) -> list[str]:
     store = CheckpointStore(directory, keep)
     for step in range(1, keep + 1):
-        store.save(make(step))
+        write(store, step)
     with pytest.MonkeyPatch.context() as patch:
         faults = Faults(patch, fail_at=0, lasting=False)
-        store.save(make(keep + 1))
+        write(store, keep + 1)
     return faults.seen
 
 
@@ -342,25 +348,25 @@ def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint(tmp_path: P
     for fail_at in range(1, len(operations) + 1):
         store = CheckpointStore(tmp_path / str(fail_at), keep)
         for step in range(1, keep + 1):
-            store.save(make(step))
+            write(store, step)
         with pytest.MonkeyPatch.context() as patch:
             Faults(patch, fail_at, lasting)
             try:
-                store.save(make(keep + 1))
+                write(store, keep + 1)
             except OSError:
                 raised += 1
         found = store.newest(pytest.fail)  # nothing that looks like a checkpoint is damaged
         assert found is not None, operations[fail_at - 1]
         assert found.state.step in (keep, keep + 1)
         assert_same_checkpoint(found, make(found.state.step))
-        store.save(make(keep + 1))
+        write(store, keep + 1)
         assert_same_checkpoint(store.newest(pytest.fail), make(keep + 1))
     assert raised > len(operations) / 2
 
 
 def test_a_disk_that_refuses_to_read_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path, keep=2)
-    store.save(make(1))
+    write(store, 1)
     with monkeypatch.context() as broken:
         broken.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
         with pytest.raises(CheckpointError, match="Input/output error"):
@@ -368,3 +374,47 @@ def test_a_disk_that_refuses_to_read_costs_no_checkpoint(tmp_path: Path, monkeyp
     found = store.newest(pytest.fail)
     assert found is not None
     assert found.state.step == 1
+
+
+def test_training_goes_on_while_a_checkpoint_of_the_values_at_its_time_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    may_write = threading.Event()
+    real = module.save_file
+
+    def wait_and_save(*args: Any) -> None:
+        assert may_write.wait(30)
+        real(*args)
+
+    monkeypatch.setattr(module, "save_file", wait_and_save)
+    checkpoint = make(1)
+    store.save(checkpoint)
+    store.check()
+    checkpoint.weights["model.norm.weight"].zero_()
+    checkpoint.moments["model.norm.weight.exp_avg"].zero_()
+    assert store.newest(pytest.fail) is None
+    may_write.set()
+    store.wait()
+    assert_same_checkpoint(store.newest(pytest.fail), make(1))
+
+
+def test_a_write_that_failed_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    write(store, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        store.save(make(2))
+        with pytest.raises(OSError, match="full"):
+            while True:
+                store.check()
+    store.check()  # told once
+    assert_same_checkpoint(store.newest(pytest.fail), make(1))
+    write(store, 2)
+    assert_same_checkpoint(store.newest(pytest.fail), make(2))
+
+
+def test_an_error_of_the_disk_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError) as caught:
+        module._write_tensors(tmp_path, make(1).weights)
+    assert caught.value.filename == str(tmp_path)

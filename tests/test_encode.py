@@ -14,7 +14,7 @@ from smollm import encode, tokenizer
 from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
 from smollm.corpus import Document, Source
 from smollm.errors import CorpusError
-from smollm.tokens import as_plain_text, open_tokens
+from smollm.tokens import as_plain_text, documents_of, open_tokens
 
 END = "<|endoftext|>"
 
@@ -57,6 +57,19 @@ def test_the_files_hold_every_document_followed_by_end_of_text(tmp_path: Path, s
             assert document[-1] == manifest["end_of_text_id"]
             texts.append(small_tokenizer.decode(document[:-1]))
     assert sorted(texts) == sorted(DOCUMENTS.values())
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.0, 1.0], ids=["by document", "all train", "all validation"])
+def test_each_document_is_found_by_its_place(tmp_path: Path, small_tokenizer: Tokenizer, fraction: float) -> None:
+    manifest = write(tmp_path, DOCUMENTS, small_tokenizer, validation_fraction=fraction)
+    ids = open_tokens(tmp_path / "train.bin", manifest["dtype"])
+    offsets, names = documents_of(tmp_path, "train")
+    assert len(offsets) == len(names) > 20
+    places = [int(place) for place in offsets]
+    for name, start, end in zip(names, places, [*places[1:], len(ids)], strict=True):
+        text = small_tokenizer.decode(ids[start : max(start, end - 1)].tolist())
+        assert DOCUMENTS[name].startswith(text)
+        assert text == DOCUMENTS[name] or fraction != 0.3
 
 
 def test_the_manifest_counts_bytes_and_tokens(tmp_path: Path, small_tokenizer: Tokenizer) -> None:

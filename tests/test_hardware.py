@@ -20,6 +20,7 @@ RUNTIME = RuntimeConfig(
     micro_batch_size=Auto.AUTO,
     checkpoint_every_steps=10,
     keep_checkpoints=2,
+    max_hours=24.0,
 )
 CPU_FLAGS = Path("/proc/cpuinfo")
 
@@ -104,6 +105,10 @@ def test_auto_compilation_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "g++").write_text("#!/bin/sh\n")
     (tmp_path / "g++").chmod(0o755)
     assert choose(automatic).compile is True
+
+
+def test_the_rate_of_products_is_that_of_a_machine_that_runs_torch(cpu: Hardware) -> None:
+    assert 1e9 < cpu.product_rate() < 1e14
 
 
 def test_memory_and_attention_are_described(cpu: Hardware) -> None:

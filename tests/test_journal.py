@@ -61,6 +61,29 @@ def test_any_number_of_events_share_a_step(path: Path) -> None:
     ] * 2
 
 
+def test_a_full_disk_records_nothing_of_a_line_and_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(path)
+    journal.append("step", 1, train_loss=1.0)
+    real = journal._file
+
+    class Full:
+        """Takes ten bytes more."""
+
+        def write(self, line: bytes) -> int | None:
+            return real.write(line[:10])
+
+        def truncate(self, end: int) -> int:
+            return real.truncate(end)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_file", Full())
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            journal.append("step", 2, train_loss=2.0)
+    assert caught.value.filename == str(path)
+    journal.append("step", 2, train_loss=3.0)
+    assert [(record.step, record.values["train_loss"]) for record in written(path)] == [(1, 1.0), (2, 3.0)]
+
+
 @pytest.mark.parametrize("cut", [1, 2, 20])
 def test_a_torn_last_line_is_cut_and_its_step_recorded_anew(path: Path, cut: int) -> None:
     journal = Journal(path)

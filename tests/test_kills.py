@@ -1,59 +1,208 @@
-"""Signals to a running stage, and a trainer that outlives DVC."""
+"""kill -9 anywhere, and signals: `dvc repro` again gives what a run left alone gives, bit for bit."""
 
+import functools
 import os
+import random
 import re
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from test_pipeline import runs
+from structure import ROOT
+from test_pipeline import runs, steps
 from workspace import Clone
 
-STEPS = 90
+EVERY_STEP = {
+    "pretrain.log_every_steps": 1,
+    "pretrain.sample_every_steps": 7,
+    "pretrain.validate_every_steps": 5,
+    "finetune.sample_every_steps": 7,
+    "runtime.micro_batch_size": 2,
+}
+"""Everything is recorded often, and a step is three micro-batches."""
+
+STAGES = ("pretrain", "finetune")
 
 
-def clone(directory: Path) -> Clone:
+def clone(directory: Path, **lengths: int) -> Clone:
+    """A project with so many steps of each stage."""
     made = Clone.of_working_tree(directory)
-    made.set({"pretrain.steps": STEPS, "pretrain.log_every_steps": 1})
+    made.set({**EVERY_STEP, **{f"{stage}.steps": length for stage, length in lengths.items()}})
     made.commit("params")
     return made
 
 
-def journal(directory: Path) -> bytes:
-    """The journal of `pretrain`, empty before there is one."""
-    return b"".join(path.read_bytes() for path in directory.glob(".resume/pretrain/*/journal.jsonl"))
+@functools.cache
+def left_alone(pretrain: int, finetune: int) -> Clone:
+    """A project of that many steps that has run undisturbed."""
+    made = clone(Path(tempfile.mkdtemp()) / "project", pretrain=pretrain, finetune=finetune)
+    made.repro()
+    return made
 
 
-def last_step(directory: Path) -> int:
-    """The last step in the journal of `pretrain`, 0 before it has one."""
-    found = re.findall(rb'"kind": "step", "step": (\d+)', journal(directory))
+def assert_equals_a_run_left_alone(killed: Clone, pretrain: int, finetune: int) -> None:
+    """Every output that is exact is that of a run left alone, and MLflow has every step once."""
+    alone = left_alone(pretrain, finetune)
+    exact = [path for stage in STAGES for path in exact_outputs(stage)]
+    for path in ["data/tokenizer/tokenizer.json", *(f"data/tokens/{stage}/train.bin" for stage in STAGES), *exact]:
+        assert (killed.directory / path).read_bytes() == (alone.directory / path).read_bytes(), path
+    assert [int(row[0]) for row in killed.rows("reports/pretrain/losses.tsv")] == list(range(1, pretrain + 1))
+    for stage in STAGES:
+        (theirs,), (run,) = runs(alone)[stage], runs(killed)[stage]
+        assert run.info.status == "FINISHED"
+        for metric in ("train/loss", "train/learning_rate", "validation/loss", "speed/step_ms"):
+            assert steps(killed, run.info.run_id, metric) == steps(alone, theirs.info.run_id, metric), (stage, metric)
+
+
+def exact_outputs(stage: str) -> list[str]:
+    checkpoint = [f"checkpoints/{stage}/{name}" for name in ("model.safetensors", "optimizer.safetensors")]
+    reports = [f"reports/{stage}/{name}" for name in ("losses.tsv", "validation.tsv", "samples.tsv", "metrics.json")]
+    return [*checkpoint, f"checkpoints/{stage}/trainer_state.json", f"models/{stage}/model.safetensors", *reports]
+
+
+def journal(directory: Path, stage: str) -> bytes:
+    """The journal of a stage, empty before there is one."""
+    return b"".join(path.read_bytes() for path in directory.glob(f".resume/{stage}/*/journal.jsonl"))
+
+
+def last_step(directory: Path, stage: str = "pretrain") -> int:
+    """The last step in the journal of a stage, 0 before it has one."""
+    found = re.findall(rb'"kind": "step", "step": (\d+)', journal(directory, stage))
     return int(found[-1]) if found else 0
+
+
+def resumes(directory: Path, stage: str) -> list[int]:
+    """The steps that a stage was resumed from so far."""
+    return [int(step) for step in re.findall(rb"resumed from step (\d+)", journal(directory, stage))]
+
+
+POINTS = [  # with the step that the killed process was resumed from
+    ("tokenize smollm.tokenizer:train after 1 process", None),
+    ("tokenize smollm.encode:file_digest before 2 group", None),
+    ("tokenize smollm.tokenize_stage:replace_directory after 2 group", None),
+    ("tokenize the-end - 0 group", None),
+    ("pretrain smollm.trainer:Trainer._to_device before 45 process", None),  # in step 8, the second of three parts
+    ("pretrain smollm.trainer:Trainer._take_step before 1 group", 5),  # the first step after a resume
+    ("pretrain smollm.checkpoint:save_file after 1 process", 5),  # the first of two files of step 10
+    ("pretrain smollm.evaluate:bits_per_byte before 1 process", 5),  # validation at step 10
+    ("pretrain smollm.checkpoint:CheckpointStore._write after 1 process", 5),  # step 10 is saved
+    ("pretrain smollm.generate:sample before 5 group", 10),  # the sample of step 14
+    ("pretrain smollm.export:write_model after 1 process", 10),  # all steps are done
+    ("pretrain the-end - 0 group", None),
+    ("finetune smollm.trainer:Trainer._to_device before 39 process", None),  # its step 7
+    ("finetune the-end - 0 group", 25),
+]
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [POINTS[4], POINTS[6], ("pretrain smollm.generate:sample before 5 group", 5), (POINTS[11][0], 5)],
+        pytest.param(POINTS, marks=pytest.mark.slow),
+    ],
+    ids=["a few", "all"],
+)
+def test_a_kill_at_any_point_changes_nothing(points: list[tuple[str, int | None]], tmp_path: Path) -> None:
+    """Point after point in one project; each start goes on from the step that it must go on from."""
+    killed = clone(tmp_path / "project", pretrain=20, finetune=8)
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python3"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/kill_points.py" "$@"\n')
+    python.chmod(0o755)
+    for point, resumed in points:
+        with killed.start(KILL_AT=point, first_on_path=str(tmp_path / "bin")) as process:
+            said, _ = process.communicate()
+        assert process.returncode != 0, f"{point}\n{said}"
+        assert "Traceback" not in said, f"{point}\n{said}"
+        found = re.findall(r"resumed from step (\d+)", said)
+        assert found == ([str(resumed)] if resumed else []), f"{point}\n{said}"
+    output = killed.dvc("repro").stdout
+    assert f"{points[-1][0].split()[0]}: finished before; publishing its outputs again" in output
+    assert_equals_a_run_left_alone(killed, pretrain=20, finetune=8)
+
+
+@pytest.mark.parametrize(
+    ("stage", "kills"),
+    [
+        ("pretrain", 3),
+        pytest.param("pretrain", 50, marks=pytest.mark.slow),
+        pytest.param("finetune", 50, marks=pytest.mark.slow),
+    ],
+)
+def test_kills_at_random_moments_change_nothing(stage: str, kills: int, tmp_path: Path) -> None:
+    """kill -9 of DVC and the trainer, again and again, each after a resume from a step above 0."""
+    length = 20 if kills < 10 else 300
+    lengths = {"pretrain": 20, "finetune": 8, stage: length}
+    first = lengths["pretrain"] if stage == "finetune" else 0
+    killed = clone(tmp_path / "project", **lengths)
+    chance = random.Random(1337)
+    # after the first checkpoint, in or between steps; or right after the resume, where the journal is there already
+    targets = sorted(chance.sample(range(first + 8, first + length - 2), kills))
+    for number, target in enumerate(targets):
+        output = tmp_path / f"output-{number}.txt"
+        with output.open("w") as file, killed.start(stdout=file) as process:
+            while (
+                last_step(killed.directory, stage) < target
+                or len(resumes(killed.directory, stage)) < number
+                or not list(killed.directory.glob(f".resume/{stage}/*/checkpoints/step-*"))
+            ):
+                assert process.poll() is None, f"ended before kill {number} at step {target}\n{output.read_text()}"
+                time.sleep(0.002)
+            time.sleep(chance.random() * 0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+    resumed = resumes(killed.directory, stage)
+    killed.repro()
+    assert len(resumed) == kills - 1
+    assert min(resumed) > first
+    assert resumed == sorted(resumed)
+    assert_equals_a_run_left_alone(killed, lengths["pretrain"], lengths["finetune"])
+
+
+@pytest.mark.slow
+def test_kills_of_tokenize_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    killed = clone(tmp_path / "project", pretrain=20, finetune=8)
+    chance = random.Random(1337)
+    for number in range(50):
+        output = tmp_path / f"output-{number}.txt"
+        with output.open("w") as file, killed.start("tokenize", stdout=file) as process:
+            while journal(killed.directory, "tokenize").count(b"MB each") <= number:
+                assert process.poll() is None, f"ended before kill {number}\n{output.read_text()}"
+                time.sleep(0.002)
+            time.sleep(chance.random() * 0.3)
+            is_complete = bool(list(killed.directory.glob(".resume/tokenize/*/complete")))
+            os.killpg(process.pid, signal.SIGKILL)
+        assert not is_complete, "too late: the rest of the kills would find nothing to do"
+    killed.repro()
+    assert_equals_a_run_left_alone(killed, pretrain=20, finetune=8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_stage_is_no_success_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    stopped = clone(tmp_path / "project")
+    stopped = clone(tmp_path / "project", pretrain=90, finetune=8)
     with stopped.start() as process:
         while last_step(stopped.directory) < 12:
             assert process.poll() is None
             time.sleep(0.002)
         os.killpg(process.pid, number)
-        assert process.stdout is not None
-        said = process.stdout.read()
-        assert process.wait() != 0
+        said, _ = process.communicate()
+    assert process.returncode != 0
     step = re.search(rf"stopped by {number.name} after step (\d+), all of it saved", said)
     assert step, said[-2000:]
     assert "pretrain" not in (stopped.directory / "dvc.lock").read_text().split("stages:")[1].split("params:")[0]
     assert f"resumed from step {step.group(1)}\n" in stopped.dvc("repro").stdout
+    assert_equals_a_run_left_alone(stopped, pretrain=90, finetune=8)
 
 
 @pytest.mark.slow
 def test_an_orphan_is_named_and_finishes_alone(tmp_path: Path) -> None:
-    project = clone(tmp_path / "project")
-    project.set({"pretrain.steps": 2500, "pretrain.log_every_steps": 5})
-    with project.start() as process:
+    """kill -9 of DVC alone."""
+    project = clone(tmp_path / "project", pretrain=3000, finetune=8)
+    with project.start(stdout=subprocess.DEVNULL) as process:
         while last_step(project.directory) < 10:
             assert process.poll() is None
             time.sleep(0.01)
@@ -66,4 +215,4 @@ def test_an_orphan_is_named_and_finishes_alone(tmp_path: Path) -> None:
         time.sleep(0.2)
     output = project.dvc("repro").stdout
     assert "finished before; publishing its outputs again" in output
-    assert len(runs(project)["pretrain"]) == 1
+    assert_equals_a_run_left_alone(project, pretrain=3000, finetune=8)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,15 @@ import pytest
 import yaml
 from structure import ROOT
 
+from smollm import live_state
 from smollm.errors import StateError
 from smollm.files import dvc_digest
-from smollm.live_state import LiveState, Workspace, fingerprint_of
+from smollm.live_state import LiveState, Workspace, drop_abandoned, fingerprint_of
 
 DVC_YAML = {
     "stages": {
-        "train": {"cmd": "python3 -m train", "deps": ["code.py", "data"], "params": ["seed"], "outs": ["model"]},
+        "train": {"cmd": "python3 -m train", "deps": ["code.py", "data"], "params": ["seed", "eps"], "outs": ["model"]},
+        "later": {"cmd": "python3 -m later", "deps": ["data"], "params": ["seed"], "outs": ["result"]},
     }
 }
 
@@ -27,7 +30,7 @@ DVC_YAML = {
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(DVC_YAML))
-    (tmp_path / "params.yaml").write_text("seed: 1\nother: 2\n")
+    (tmp_path / "params.yaml").write_text("seed: 1\neps: 1.0e-5\nother: 2\n")
     (tmp_path / "code.py").write_text("x = 1\n")
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "data" / "deep" / "a.txt").write_text("a")
@@ -40,15 +43,22 @@ def state(workspace: Workspace, said: list[str] | None = None, abandoned: list[P
     return LiveState("train", workspace, heard.append, gone.append)
 
 
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An orphan is not waited for as long as in earnest."""
+    monkeypatch.setattr(live_state, "_DYING_SECONDS", 0.2)
+
+
 def record(workspace: Workspace, of: LiveState) -> None:
     """Write the dvc.lock that DVC writes when the stage has ended well."""
     entry = {
         "cmd": "python3 -m train",
         "deps": [{"path": path, "hash": "md5", "md5": digest, "size": 1} for path, digest in of.inputs.items()],
-        "params": {"params.yaml": {"seed": 1}},
+        "params": {"params.yaml": {"seed": 1, "eps": 1e-5}},
         "outs": [{"path": "model", "md5": "0" * 32}],
     }
-    (workspace.directory / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"train": entry}}))
+    text = yaml.safe_dump({"schema": "2.0", "stages": {"train": entry}})
+    (workspace.directory / "dvc.lock").write_text(text.replace("1.0e-05", "1e-05"))  # as DVC writes it
 
 
 def test_an_unfinished_state_is_continued(workspace: Workspace) -> None:
@@ -69,7 +79,7 @@ def test_another_input_param_or_command_is_another_state(change: str, workspace:
 
 def test_a_param_that_the_stage_does_not_name_changes_nothing(workspace: Workspace) -> None:
     before = state(workspace).fingerprint
-    (workspace.directory / "params.yaml").write_text("seed: 1\nother: 3\n")
+    (workspace.directory / "params.yaml").write_text("seed: 1\neps: 1.0e-5\nother: 3\n")
     assert state(workspace).fingerprint == before
 
 
@@ -196,6 +206,53 @@ def test_the_lock_of_a_killed_process_is_free(workspace: Workspace) -> None:
             assert json.loads((mine.directory / "lock").read_text())["pid"] == os.getpid()
 
 
+def test_a_process_that_is_dying_is_waited_for(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_state, "_DYING_SECONDS", 30)
+    with holder(workspace) as process:
+        death = threading.Timer(0.5, process.kill)
+        death.start()
+        with state(workspace) as mine:
+            assert json.loads((mine.directory / "lock").read_text())["pid"] == os.getpid()
+        death.join()
+
+
+def test_a_recorded_state_goes_when_any_stage_starts(workspace: Workspace) -> None:
+    for stage in ("train", "later"):
+        with LiveState(stage, workspace, print, print) as mine:
+            mine.mark_complete()
+        if stage == "train":
+            record(workspace, mine)
+            first = mine.directory
+    assert not first.exists()
+    assert mine.directory.exists(), "dvc.lock does not know it yet"
+
+
+def test_an_unfinished_state_outlives_the_start_of_other_stages(workspace: Workspace) -> None:
+    with state(workspace) as first:
+        pass
+    record(workspace, first)
+    with LiveState("later", workspace, print, print):
+        assert first.directory.exists()
+
+
+def test_the_states_of_edits_that_were_taken_back_are_dropped(workspace: Workspace) -> None:
+    code = workspace.directory / "code.py"
+    before = code.read_text()
+    code.write_text("x = 2\n")
+    with state(workspace) as edited:
+        pass
+    code.write_text(before)
+    with LiveState("later", workspace, print, print) as current:
+        pass
+    said: list[str] = []
+    abandoned: list[Path] = []
+    drop_abandoned(workspace, said.append, abandoned.append)
+    assert abandoned == [edited.directory]
+    assert not edited.directory.exists()
+    assert edited.fingerprint in said[0]
+    assert current.directory.exists()
+
+
 def test_dvc_root_names_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DVC_ROOT", "/repository")
     assert Workspace.find(tmp_path).root == Path("/repository")
@@ -237,7 +294,7 @@ def test_a_change_while_it_runs_is_noticed(change: str, workspace: Workspace) ->
         mine.check_unchanged()
         path.write_text(before.replace("seed: 1", "seed: 2") + "\n# new\n")
         if change == "params.yaml":
-            path.write_text("seed: 2\n")
+            path.write_text("eps: 1.0e-5\n")
         with pytest.raises(StateError, match="must stay as they are while it runs"):
             mine.check_unchanged()
         path.write_text(before)

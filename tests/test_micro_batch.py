@@ -47,9 +47,9 @@ def test_candidates_are_the_divisors_that_fit_from_the_largest(
     assert candidates(sequences, length, most_tokens) == expected
 
 
-def make_batches() -> Batches:
+def make_batches(sequences: int = SEQUENCES) -> Batches:
     tokens = np.random.default_rng(0).integers(0, 275, 2000).astype(np.uint16)
-    return Batches(tokens, SEQUENCES, LENGTH, seed=1, stage="pretrain")
+    return Batches(tokens, sequences, LENGTH, seed=1, stage="pretrain")
 
 
 def make_model(config: ModelConfig) -> LlamaForCausalLM:
@@ -155,10 +155,10 @@ def test_a_broken_compiler_is_survived(model_config: ModelConfig, cpu: Hardware)
 def train_one_step(
     directory: Path, config: ModelConfig, kind: OptimizerKind, tokenizer: Tokenizer, cpu: Hardware, micro_batch: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Weights and journalled numbers after one step on 8 sequences, `micro_batch` of them at a time."""
+    """Weights and journalled numbers after one step on 32 sequences, `micro_batch` of them at a time."""
     training = TrainingConfig(
         steps=1,
-        sequences_per_step=SEQUENCES,
+        sequences_per_step=32,
         sequence_length=LENGTH,
         # a large eps makes AdamW's first step nearly proportional to the gradient: with a small one it
         # is the gradient's sign, which hides a wrong scale and flips where the gradient is a rounding
@@ -172,7 +172,7 @@ def train_one_step(
     model = make_model(config)
     directory.mkdir()
     journal = Journal(directory / "journal.jsonl")
-    batches = make_batches()
+    batches = make_batches(32)
     held_out = np.concatenate(batches(50), axis=1)[:, : LENGTH + 1]
     trainer = Trainer(
         Plan("pretrain", "f" * 16, 1, 0, training, EvaluationConfig(100, ("the",), 4, 1.0, 5), 1),
@@ -196,11 +196,11 @@ def test_a_step_is_the_same_however_it_is_cut(
     tmp_path: Path, model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware, kind: OptimizerKind
 ) -> None:
     results = {
-        size: train_one_step(tmp_path / str(size), model_config, kind, tokenizer, cpu, size) for size in (8, 4, 2)
+        size: train_one_step(tmp_path / str(size), model_config, kind, tokenizer, cpu, size) for size in (32, 16, 8)
     }
     start = make_model(model_config).weights()
-    weights, numbers = results[8]
-    for size in (4, 2):
+    weights, numbers = results[32]
+    for size in (16, 8):
         for name, value in results[size][0].items():
             assert (value - weights[name]).abs().max().item() <= 1e-6, (size, name)
             assert (value - start[name]).abs().max().item() > 1e-5, name  # the step was taken

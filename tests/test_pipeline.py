@@ -1,9 +1,6 @@
-"""The real pipeline in a temporary clone: `dvc repro`, MLflow's store, push and pull, kill -9."""
+"""The real pipeline in a temporary clone: `dvc repro`, MLflow's store, push and pull."""
 
 import math
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -258,37 +255,16 @@ def test_known_params_come_back_without_running(finished: Clone) -> None:
 def test_a_forced_run_starts_afresh(finished: Clone) -> None:
     first = finished.json("reports/finetune/run.json")["mlflow_run_id"]
     losses = finished.rows("reports/finetune/losses.tsv")
-    output = finished.dvc("repro", "--force", "--single-item", "finetune").stdout
-    assert "resumed from" not in output
-    assert finished.json("reports/finetune/run.json")["mlflow_run_id"] != first
-    assert finished.rows("reports/finetune/losses.tsv") == losses
-    assert "forced to run again" in finished.dvc("repro", "--force", "--single-item", "tokenize").stdout
+    seen = {first}
+    for _ in range(2):  # once where the state of the stage is gone, and once where it is there, complete
+        output = finished.dvc("repro", "--force", "--single-item", "finetune").stdout
+        assert "resumed from" not in output
+        assert "publishing its outputs again" not in output
+        seen.add(finished.json("reports/finetune/run.json")["mlflow_run_id"])
+        assert finished.rows("reports/finetune/losses.tsv") == losses
+    assert "forced to run again" in output
+    assert len(seen) == 3
     assert finished.repro() == []
-
-
-def test_kill_9_and_the_same_command_give_what_an_undisturbed_run_gives(finished: Clone, tmp_path: Path) -> None:
-    finished.run("git", "checkout", "--", "params.yaml")
-    finished.repro()
-    clone = Clone.of_working_tree(tmp_path / "project")
-    with clone.start() as process:
-        while not list(clone.directory.glob(".resume/pretrain/*/checkpoints/step-*")):
-            assert process.poll() is None, "the pipeline ended before it could be killed"
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-    output = clone.dvc("repro").stdout
-    assert "resumed from step " in output
-    for path in (
-        "checkpoints/finetune/model.safetensors",
-        "checkpoints/finetune/optimizer.safetensors",
-        "reports/pretrain/losses.tsv",
-        "reports/pretrain/validation.tsv",
-        "reports/pretrain/samples.tsv",
-        "reports/finetune/losses.tsv",
-    ):
-        assert (clone.directory / path).read_bytes() == (finished.directory / path).read_bytes(), path
-    (run,) = runs(clone)["pretrain"]
-    assert run.info.status == "FINISHED"
-    assert steps(clone, run.info.run_id, "train/loss") == [1, 10, 20, 30, 40]
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ def records(tmp_path: Path) -> list[Record]:
         )
     journal.append("validation", 10, loss=3.0, bits_per_byte=2.0)
     journal.append("validation", 20, loss=3.3, bits_per_byte=2.2)
+    journal.append("skip", 12, loss_scale=65536.0, total=1)
     journal.append("sample", 20, prompts=["def ", "x"], texts=['a\tb\n"c"', " = 1"])
     return journal.records()
 
@@ -71,6 +72,7 @@ def test_metrics_are_first_last_and_best(records: list[Record], tmp_path: Path) 
         "bits_per_byte": 2.2,
         "best_bits_per_byte": 2.0,
         "initial_bits_per_byte": 4.0,
+        "skipped_steps": 1,
         "parameters": 7,
     }
 

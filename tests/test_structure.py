@@ -19,8 +19,8 @@ LAYERS = [
     {"config", "files", "journal", "progress", "provenance", "seeding", "tokens"},
     {"schedule", "throughput", "live_state", "hardware", "checkpoint", "model", "tokenizer", "batches", "optim"}
     | {"tracking", "report", "export", "corpus"},
-    {"encode", "evaluate", "generate", "micro_batch", "compare", "pipeline"},
-    {"trainer", "tokenize_stage"},
+    {"encode", "evaluate", "generate", "micro_batch", "compare", "pipeline", "preflight"},
+    {"trainer", "tokenize_stage", "tidy"},
     {"training_stage"},
 ]
 """From the lowest; a module imports from lower layers only."""
@@ -144,6 +144,12 @@ def test_the_readmes_tree_is_the_repositorys() -> None:
             shown.add("/".join([*folders, name]))
     outputs = re.compile(r"(dvc\.lock|reports/.*|data/raw/.*\.dvc|.*\.gitkeep)$")
     assert shown == {path for path in tracked() if not outputs.match(path)}
+
+
+def test_the_tests_that_the_docs_name_are_there() -> None:
+    for document in (ROOT / "docs").rglob("*.md"):
+        for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", document.read_text()):
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{document.name}: {file}::{name}"
 
 
 def test_no_absolute_path_or_registry_is_committed() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
+from smollm.errors import CorpusError
 from smollm.files import write_json
 from smollm.tokens import as_plain_text, open_tokenizer, open_tokens, read_manifest, token_bytes, token_dtype
 
@@ -27,6 +28,11 @@ TEXTS = [
 def test_ids_are_stored_in_the_smallest_type_that_holds_them(vocab_size: int, expected: type) -> None:
     assert token_dtype(vocab_size) is expected
     assert np.iinfo(expected).max >= vocab_size - 1
+
+
+def test_token_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"must hold what `tokenize` writes, got no manifest\.json"):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])

@@ -1,5 +1,6 @@
 """The loop: what is recorded and saved when, how it stops, and how it goes on."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -16,7 +17,7 @@ from smollm.config.evaluation import EvaluationConfig
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.config.training import OptimizerConfig, OptimizerKind, ScheduleConfig, TrainingConfig
-from smollm.errors import CheckpointError, Interrupted, TrainingError
+from smollm.errors import CheckpointError, Interrupted, NonFinite, TrainingError
 from smollm.evaluate import Evaluator
 from smollm.hardware import Hardware
 from smollm.journal import Journal
@@ -140,24 +141,41 @@ def test_a_signal_ends_it_after_the_step_with_all_of_it_saved(
     assert signal.getsignal(number) is before
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_is_taken(parts: Parts, tmp_path: Path) -> None:
-    trainer = parts.trainer(tmp_path)
-    run_loss = trainer.model.loss
-    calls = []
+def poison(trainer: Trainer, token: int) -> None:
+    """Make the loss of every sequence that begins with `token` not a number, from the third step on."""
+    real = trainer.model.loss
 
     def loss(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        good = run_loss(ids, targets)
-        return good * float("nan") if trainer.step == 2 and len(calls) > 4 else good
+        good = real(ids, targets)
+        is_bad = trainer.step == 2 and bool((ids[:, 0] == token).any())
+        return good * float("nan") if is_bad else good
 
     trainer.model.loss = loss  # type: ignore[method-assign]
-    with pytest.raises(
-        TrainingError, match=r"must be finite, got loss nan .* at step 3, which was not taken"
-    ) as caught:
+
+
+def test_numbers_that_are_not_finite_stop_before_the_step_and_name_its_sequences(parts: Parts, tmp_path: Path) -> None:
+    trainer = parts.trainer(tmp_path)
+    starts = trainer.batches.starts(3)
+    poison(trainer, int(TOKENS[starts[1]]))
+    with pytest.raises(NonFinite, match=r"must be finite, got loss nan .* at step 3, which was not taken") as caught:
         run(trainer)
     assert len(str(caught.value).splitlines()) == 1
     assert trainer.step == 2
     assert all(torch.isfinite(value).all() for value in trainer.model.weights().values())
+    values = caught.value.values
+    assert (values["step"], values["loss"], values["learning_rate"]) == (3, "nan", 0.01)
+    assert [sequence["first_token"] for sequence in values["sequences"]] == starts
+    expected = [TOKENS[start] == TOKENS[starts[1]] for start in starts]
+    assert [sequence["loss"] == "nan" for sequence in values["sequences"]] == expected
+    assert [sequence["gradient_norm"] == "nan" for sequence in values["sequences"]] == expected
+    json.dumps(values, allow_nan=False)
+
+
+def test_a_gradient_that_is_not_finite_stops_too(parts: Parts, tmp_path: Path) -> None:
+    trainer = parts.trainer(tmp_path)
+    trainer.model.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFinite, match=r"got loss [\d.]+ and gradient norm (inf|nan) at step 1"):
+        run(trainer)
 
 
 def test_an_overflow_in_fp16_skips_the_step_for_every_parameter_and_lowers_the_scale(
@@ -171,17 +189,59 @@ def test_an_overflow_in_fp16_skips_the_step_for_every_parameter_and_lowers_the_s
     assert not np.isfinite(norm)
     assert trainer.scaler.get_scale() == 2.0**39
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.weights().items())
-    (event,) = [r for r in trainer.journal.records() if r.kind == "event"]
-    assert "gradient overflow in fp16, step skipped" in event.values["message"]
+    trainer.done += 1
+    trainer._take_step(0.01)
+    skips = [(r.step, r.values) for r in trainer.journal.records() if r.kind == "skip"]
+    assert skips == [(1, {"loss_scale": 2.0**40, "total": 1}), (2, {"loss_scale": 2.0**39, "total": 2})]
 
 
-def test_fp16_follows_float32(parts: Parts, tmp_path: Path) -> None:
-    exact = run(parts.trainer(tmp_path / "fp32"))
+def test_skips_of_a_killed_process_are_counted_once(parts: Parts, tmp_path: Path) -> None:
     parts.hardware = replace(parts.hardware, precision=Precision.FP16)
-    half = run(parts.trainer(tmp_path / "fp16"))
+    first = parts.trainer(tmp_path)
+    for step in (2, 9):
+        first.journal.append("skip", step, loss_scale=2.0, total=step)
+    again = parts.trainer(tmp_path)
+    again.done = 5
+    again.scaler.load_state_dict({**again.scaler.state_dict(), "scale": 2.0**40})
+    again._take_step(0.01)
+    (last,) = [r.values for r in again.journal.records() if r.kind == "skip" and r.step == 6]
+    assert last["total"] == 2
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_half_precision_follows_float32(parts: Parts, tmp_path: Path, precision: Precision) -> None:
+    training = replace(TRAINING, steps=60, validate_every_steps=10)
+    exact = run(parts.trainer(tmp_path / "fp32", training))
+    parts.hardware = replace(parts.hardware, precision=precision)
+    half = run(parts.trainer(tmp_path / "half", training))
     losses = [[r.values["loss"] for r in t.journal.records() if r.kind == "validation"] for t in (exact, half)]
     assert losses[0] != losses[1]
+    assert losses[0][-1] < losses[0][0] - 0.5
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+
+
+def test_the_pace_is_told_once_and_may_end_it(parts: Parts, tmp_path: Path) -> None:
+    trainer = parts.trainer(tmp_path)
+    told: list[float] = []
+    with StopSignal() as stop:
+        trainer.run(stop, Progress("test", 12), told.append)
+    assert len(told) == 1
+    assert 0 < told[0] < 10
+
+    def refuse(_: float) -> None:
+        raise TrainingError("too long")
+
+    slow = parts.trainer(tmp_path / "slow")
+    with pytest.raises(TrainingError, match="too long"), StopSignal() as stop:
+        slow.run(stop, Progress("test", 12), refuse)
+    assert slow.step == 3
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_it(parts: Parts, tmp_path: Path) -> None:
+    trainer = parts.trainer(tmp_path)
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(OSError, match="Not a directory"):
+        run(trainer)
 
 
 def test_the_loss_scale_is_carried_over_a_resume(parts: Parts, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from structure import ROOT
@@ -128,13 +128,22 @@ class Clone:
     def dvc(self, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "dvc", *arguments, check=check, **variables)
 
-    def start(self) -> "subprocess.Popen[str]":
-        """Start `dvc repro` in a session of its own, its output to be read from `stdout` at the end."""
+    def start(
+        self,
+        *arguments: str,
+        stdout: "int | IO[str]" = subprocess.PIPE,
+        first_on_path: str | None = None,
+        **variables: str,
+    ) -> "subprocess.Popen[str]":
+        """Start `dvc repro` in a session of its own."""
+        values = environment() | variables
+        if first_on_path:
+            values["PATH"] = f"{first_on_path}{os.pathsep}{values['PATH']}"
         return subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro"],
+            [sys.executable, "-m", "dvc", "repro", *arguments],
             cwd=self.directory,
-            env=environment(),
-            stdout=subprocess.PIPE,
+            env=values,
+            stdout=stdout,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,

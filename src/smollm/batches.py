@@ -45,19 +45,23 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Ids, Ids]:
         """Inputs and targets of step `step`, counted from 1: (B, T) int64 each."""
-        first = (step - 1) * self.sequences
-        windows = np.stack([self._window(index) for index in range(first, first + self.sequences)])
+        starts = np.array(self.starts(step))[:, None]
+        windows = self.tokens[starts + np.arange(self.length + 1)].astype(np.int64)
         return windows[:, :-1], windows[:, 1:]
 
-    def _window(self, index: int) -> Ids:
+    def starts(self, step: int) -> list[int]:
+        """Where in the stream each sequence of step `step` begins."""
+        first = (step - 1) * self.sequences
+        return [self._start(index) for index in range(first, first + self.sequences)]
+
+    def _start(self, index: int) -> int:
         epoch, place = divmod(index, self.windows)
         if epoch != self._epoch:
             chance = np.random.default_rng(key(self.seed, "batches", self.stage, epoch))
             self._offset = int(chance.integers(self.length))
             self._order = chance.permutation(self.windows)
             self._epoch = epoch
-        start = self._offset + int(self._order[place]) * self.length
-        return self.tokens[start : start + self.length + 1].astype(np.int64)
+        return self._offset + int(self._order[place]) * self.length
 
 
 def validation_windows(tokens: Tokens, length: int, most: int, stage: str) -> Ids:

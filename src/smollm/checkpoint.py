@@ -12,14 +12,16 @@ The JSON file is written last, and the folder gets its final name after that.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, cuda, empty_like
 
 from smollm.errors import CheckpointError
 from smollm.files import file_digest, sync_directory, write_json
@@ -57,7 +59,7 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
     draft.mkdir(parents=True)
     tensors = {_MODEL: checkpoint.weights, _OPTIMIZER: checkpoint.moments}
     for name, values in tensors.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, draft / name)
+        _write_tensors(draft / name, values)
         with (draft / name).open("rb+") as file:
             os.fsync(file.fileno())
     digests = {name: file_digest(draft / name, "sha256") for name in tensors}
@@ -67,6 +69,16 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     draft.rename(directory)
     sync_directory(directory.parent)
+
+
+def _write_tensors(path: Path, values: dict[str, Tensor]) -> None:
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
+    except SafetensorError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code.group(1)), os.strerror(int(code.group(1))), str(path)) from error
 
 
 def load(directory: Path) -> Checkpoint:
@@ -98,13 +110,64 @@ def _digest(content: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _copy_to_host(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in host memory; from a GPU all at once, into pinned memory that torch keeps for the next time."""
+    copies = {
+        name: empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(
+            value.detach(), non_blocking=value.is_cuda
+        )
+        for name, value in values.items()
+    }
+    if any(value.is_cuda for value in values.values()):
+        cuda.synchronize()
+    return copies
+
+
 class CheckpointStore:
-    """The newest few checkpoints of a running stage, in ``<directory>/step-<step>/``."""
+    """The newest few checkpoints of a running stage, in ``<directory>/step-<step>/``.
+
+    They are written by a thread, one at a time, while training goes on.
+    """
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory, self.keep = directory, keep
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
+        """Copy `checkpoint` to host memory, and have the copy written.
+
+        Raises:
+            OSError: an earlier one could not be written.
+        """
+        self.wait()
+        copy = Checkpoint(checkpoint.state, _copy_to_host(checkpoint.weights), _copy_to_host(checkpoint.moments))
+        self._writing = self._writer.submit(self._write, copy)
+
+    def wait(self) -> None:
+        """Wait until what was saved is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is on its way to the disk."""
+        return self._writing is not None and not self._writing.done()
+
+    def check(self) -> None:
+        """Raise what `wait` raises, if it is known already."""
+        if not self.is_writing():
+            self.wait()
+
+    def close(self) -> None:
+        """Let a write that is under way end, well or not."""
+        self._writer.shutdown()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
         save(self.directory / f"step-{checkpoint.state.step:08d}", checkpoint)
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)

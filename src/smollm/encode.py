@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from smollm.corpus import Document, Source
 from smollm.errors import CorpusError
 from smollm.files import file_digest, write_json
-from smollm.tokens import TRAIN, VALIDATION, token_dtype, vocabulary_size
+from smollm.tokens import BY_DOCUMENT, TRAIN, VALIDATION, token_dtype, vocabulary_size
 
 _BATCH_BYTES = 1_000_000
 
@@ -149,7 +149,7 @@ def write(
     _encode(documents, tokenizer, end, sides, listing, progress)
     if not sum(side.documents for side in sides.values()):
         raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
-    split = "by document"
+    split = BY_DOCUMENT
     if not sides[TRAIN].documents or not sides[VALIDATION].documents:
         split = "by tail: too few documents for a split by document"
         _cut_tail(sides[TRAIN], sides[VALIDATION], validation_fraction)

@@ -1,6 +1,7 @@
 """The errors that a user can cause and mend: each ends a stage with one line, not a traceback."""
 
 import signal
+from typing import Any
 
 
 class PipelineError(RuntimeError):
@@ -25,6 +26,19 @@ class StateError(PipelineError):
 
 class TrainingError(PipelineError):
     """Training cannot go on: non-finite numbers, no memory, no such device."""
+
+
+class NonFinite(TrainingError):
+    """A step's loss or gradient is not finite."""
+
+    def __init__(self, message: str, values: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.values = values
+        """The step in numbers: its own, and those of each of its sequences."""
+
+
+class StorageError(PipelineError):
+    """The disk is full, or will be."""
 
 
 class Interrupted(PipelineError):

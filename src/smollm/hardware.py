@@ -1,5 +1,6 @@
 """Device, precision and compilation: chosen by itself, or as `runtime` says."""
 
+import math
 import platform
 import resource
 import shutil
@@ -43,6 +44,19 @@ class Hardware:
             torch.cuda.synchronize()
         elif self.device.type == "mps":
             torch.mps.synchronize()
+
+    def product_rate(self) -> float:
+        """The rate of one large matrix product in `dtype`, in FLOP/s: the best of a few."""
+        size = {"cuda": 8192, "mps": 4096}.get(self.device.type, 2048)
+        matrix = torch.randn(size, size, device=self.device, dtype=self.dtype)
+        best = math.inf
+        for _ in range(4):
+            self.synchronize()
+            began = time.perf_counter()
+            matrix @ matrix
+            self.synchronize()
+            best = min(best, time.perf_counter() - began)
+        return 2 * size**3 / best
 
     def peak_memory_gib(self) -> float:
         """The most memory used so far, in GiB: of the GPU, or of the process."""

@@ -4,6 +4,7 @@ One JSON object a line. A training step is recorded once: when a resumed stage c
 again that was recorded before the kill, the first record stands.
 """
 
+import errno
 import json
 import os
 import time
@@ -22,7 +23,7 @@ COMPLETE = "complete"
 @dataclass(frozen=True)
 class Record:
     kind: str
-    """step, speed, validation, sample, hardware, result, complete or event."""
+    """step, skip, speed, validation, sample, hardware, result, complete or event."""
     step: int
     time: float
     """Seconds since the epoch."""
@@ -53,17 +54,26 @@ class Journal:
         for record, after in read(path):
             self._seen.add((record.kind, record.step))
             end = after
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         self._file.truncate(end)  # a line torn by a kill
+        self._end = end
 
     def append(self, kind: str, step: int, **values: object) -> None:
-        """Record `values`, unless this kind of record exists for `step` already."""
+        """Record `values`, unless this kind of record exists for `step` already.
+
+        Raises:
+            OSError: the disk is full; nothing was recorded.
+        """
         if kind != EVENT and (kind, step) in self._seen:
             return
+        text = json.dumps({"kind": kind, "step": step, "time": time.time(), **values}, ensure_ascii=False)
+        line = text.encode() + b"\n"
+        written = self._file.write(line)
+        if written != len(line):
+            self._file.truncate(self._end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._end += written
         self._seen.add((kind, step))
-        line = json.dumps({"kind": kind, "step": step, "time": time.time(), **values}, ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
 
     def event(self, step: int, message: str) -> None:
         """Record a line for the training log."""

@@ -3,7 +3,7 @@
 DVC deletes a stage's outputs before it starts it, so what must survive a kill lives here, unknown
 to DVC. The fingerprint covers the stage's command, its dependencies and its parameters as dvc.yaml
 names them: a stage that is started with the same three goes on where it was, any other one starts
-afresh, and the state of abandoned ones is removed.
+afresh, and the state of abandoned ones is removed, as is that of a stage which DVC has recorded.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +23,9 @@ from smollm.config.file import read_values
 from smollm.errors import StateError
 from smollm.files import dvc_digest
 from smollm.journal import COMPLETE, Journal
+
+_DYING_SECONDS = 5.0
+"""A killed process holds its lock until the disk has taken what it was writing."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class Workspace:
         stages: dict[str, dict[str, Any]] = yaml.safe_load(text)["stages"]
         return stages[name]
 
+    def fingerprint(self, name: str, inputs: dict[str, str | None]) -> str:
+        """Of the stage as it would run now, with these `inputs`."""
+        return fingerprint_of(self.stage(name)["cmd"], inputs, self.params(name))
+
+    def states(self) -> Iterator[tuple[str, Path]]:
+        """Each live state of the repository: its stage, and its folder, named by its fingerprint."""
+        for directory in sorted((self.root / ".resume").glob("*/*")):
+            yield directory.parent.name, directory
+
     def inputs(self, name: str) -> dict[str, str | None]:
         """The digest of each of the stage's dependencies, by path."""
         return {path: dvc_digest(self.directory / path) for path in self.stage(name)["deps"]}
@@ -53,19 +65,40 @@ class Workspace:
     def params(self, name: str) -> dict[str, Any]:
         """The values of the params that the stage declares."""
         values = read_values(self.directory / "params.yaml")
-        return {key: values[key] for key in self.stage(name)["params"]}
+        return {key: values.get(key) for key in self.stage(name)["params"]}
 
     def is_recorded(self, name: str, fingerprint: str) -> bool:
         """Whether dvc.lock holds the result of the stage for this fingerprint."""
         lock = self.directory / "dvc.lock"
         if not lock.exists():
             return False
-        entry = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}).get(name)
+        # not by PyYAML, to which DVC's `1e-05` is a text
+        entry = read_values(lock).get("stages", {}).get(name)
         if entry is None:
             return False
         inputs = {dependency["path"]: dependency.get("md5") for dependency in entry.get("deps", [])}
         params = entry.get("params", {}).get("params.yaml", {})
         return fingerprint_of(entry["cmd"], inputs, params) == fingerprint
+
+
+def drop_recorded(workspace: Workspace) -> None:
+    """Remove the states of stages that are done and recorded by DVC: nobody goes on with those."""
+    for stage, directory in workspace.states():
+        if _is_complete(directory) and workspace.is_recorded(stage, directory.name):
+            _remove(directory, workspace)
+
+
+def drop_abandoned(workspace: Workspace, say: Callable[[str], None], on_abandoned: Callable[[Path], None]) -> None:
+    """Remove the states of edits that were taken back, once DVC has brought every stage up to date.
+
+    Args:
+        workspace: where DVC has.
+        say: prints a line for the user.
+        on_abandoned: called with the folder of each before it is removed.
+    """
+    for stage, directory in workspace.states():
+        if directory.name != workspace.fingerprint(stage, workspace.inputs(stage)):
+            _remove(directory, workspace, _abandoning(stage, directory, say, on_abandoned))
 
 
 def fingerprint_of(command: str, inputs: dict[str, str | None], params: dict[str, Any]) -> str:
@@ -103,9 +136,9 @@ class LiveState:
             StateError: another process of this workspace runs the stage.
         """
         self.stage, self.workspace, self._say = stage, workspace, say
-        self.fingerprint = self._compute_fingerprint()
-        self._home = workspace.root / ".resume" / stage
-        self.directory = self._home / self.fingerprint
+        self.inputs = workspace.inputs(stage)
+        self.fingerprint = workspace.fingerprint(stage, self.inputs)
+        self.directory = workspace.root / ".resume" / stage / self.fingerprint
         self._on_abandoned = on_abandoned
 
     def __enter__(self) -> "LiveState":
@@ -116,6 +149,7 @@ class LiveState:
             for path in self.directory.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+        drop_recorded(self.workspace)
         self.journal = Journal(self.directory / "journal.jsonl")
         return self
 
@@ -125,7 +159,7 @@ class LiveState:
 
     @property
     def is_complete(self) -> bool:
-        return (self.directory / "complete").exists()
+        return _is_complete(self.directory)
 
     def mark_complete(self) -> None:
         self.journal.append(COMPLETE, 0)
@@ -142,23 +176,18 @@ class LiveState:
             StateError: code, inputs or params are no longer those that the stage started with. DVC
                 would record the new ones with the result of the old ones.
         """
-        if self._compute_fingerprint() != self.fingerprint:
+        if self.workspace.fingerprint(self.stage, self.workspace.inputs(self.stage)) != self.fingerprint:
             raise StateError(
                 f"{self.stage}: its params, code and inputs must stay as they are while it runs, got others since its "
                 "start; put them back and run `dvc repro` to have its result, or run `dvc repro` for the new ones"
             )
-
-    def _compute_fingerprint(self) -> str:
-        self.inputs = self.workspace.inputs(self.stage)
-        command = self.workspace.stage(self.stage)["cmd"]
-        return fingerprint_of(command, self.inputs, self.workspace.params(self.stage))
 
     def _acquire(self) -> IO[str]:
         said = False
         while True:
             self.directory.mkdir(parents=True, exist_ok=True)
             file = (self.directory / "lock").open("a+")
-            holder = _try_lock(file)
+            holder = _lock(file, self.workspace)
             if holder is None:
                 if _is_file_at(file, self.directory / "lock"):
                     file.seek(0)
@@ -176,28 +205,12 @@ class LiveState:
 
     def _visit_others(self) -> None:
         """Refuse to run beside a process of this workspace; remove states that nobody will continue."""
-        for directory in sorted(self._home.glob("*")):
-            if directory == self.directory:
-                continue
-            try:
-                file = (directory / "lock").open("a+")
-            except FileNotFoundError:  # another process has just removed it
-                continue
-            with file:
-                holder = _try_lock(file)
-                if holder is None and self._is_for_others(file):
-                    continue
-                if holder is None:
-                    self._say(f"{self.stage}: removing the state of a run with other inputs ({directory.name})")
-                    self._on_abandoned(directory)
-                    shutil.rmtree(directory, ignore_errors=True)
-                elif holder.get("workspace") == str(self.workspace.directory):
+        for stage, directory in self.workspace.states():
+            if stage == self.stage and directory != self.directory:
+                abandoning = _abandoning(stage, directory, self._say, self._on_abandoned)
+                holder = _remove(directory, self.workspace, abandoning)
+                if holder and holder.get("workspace") == str(self.workspace.directory):
                     self._refuse(holder)
-
-    def _is_for_others(self, file: IO[str]) -> bool:
-        """Whether the state's last process ran in another workspace, which may yet go on with it."""
-        owner = Path(_read_holder(file).get("workspace", self.workspace.directory))
-        return owner != self.workspace.directory and owner.exists()
 
     def _refuse(self, holder: dict[str, Any]) -> None:
         pid = holder.get("pid")
@@ -207,13 +220,56 @@ class LiveState:
         )
 
 
-def _try_lock(file: IO[str]) -> dict[str, Any] | None:
-    """Lock `file` and return None, or return what its holder wrote there."""
+def _is_complete(directory: Path) -> bool:
+    return (directory / "complete").exists()
+
+
+def _abandoning(
+    stage: str, directory: Path, say: Callable[[str], None], on_abandoned: Callable[[Path], None]
+) -> Callable[[], None]:
+    def abandon() -> None:
+        say(f"{stage}: removing the state of a run with other inputs ({directory.name})")
+        on_abandoned(directory)
+
+    return abandon
+
+
+def _remove(directory: Path, workspace: Workspace, before: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
+    """Remove a state, after calling `before`, unless a process holds it, which is returned, or others may want it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _read_holder(file)
-    return None
+        file = (directory / "lock").open("a+")
+    except FileNotFoundError:  # another process has just removed it
+        return None
+    with file:
+        holder = _lock(file, workspace)
+        if holder is None and not _is_for_others(file, workspace):
+            before()
+            shutil.rmtree(directory, ignore_errors=True)
+        return holder
+
+
+def _is_for_others(file: IO[str], workspace: Workspace) -> bool:
+    """Whether the state's last process ran in another workspace, which may yet go on with it."""
+    owner = Path(_read_holder(file).get("workspace", workspace.directory))
+    return owner != workspace.directory and owner.exists()
+
+
+def _lock(file: IO[str], workspace: Workspace) -> dict[str, Any] | None:
+    """Lock `file` and return None, or return what its holder wrote there.
+
+    A holder of the same `workspace` may be one that was killed, and is given the time to end.
+    """
+    deadline = time.monotonic() + _DYING_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _read_holder(file)
+        else:
+            return None
+        if holder.get("workspace") != str(workspace.directory) or time.monotonic() > deadline:
+            return holder
+        time.sleep(0.1)
 
 
 def _read_holder(file: IO[str]) -> dict[str, Any]:

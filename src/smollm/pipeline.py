@@ -1,10 +1,11 @@
 """What the three stages have in common: live state, tracking, publishing, and how they end."""
 
+import errno
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def run_stage(
         tracker.start(_describe(run, tracking.experiment, story(run)))
         params = state.directory / "params.yaml"
         shutil.copyfile(workspace.directory / "params.yaml", params)
-        with _ending(tracker):
+        with _ending(run, tracker):
             if state.is_complete:
                 run.log("finished before; publishing its outputs again")
             else:
@@ -106,13 +107,15 @@ def run_stage(
 
 
 @contextmanager
-def _ending(tracker: Tracker) -> Iterator[None]:
+def _ending(run: StageRun, tracker: Tracker) -> Iterator[None]:
     """End the MLflow run of a stage that does not reach its end."""
     try:
         yield
     except BaseException as error:
         status = "KILLED" if isinstance(error, Interrupted | SystemExit) else "FAILED"
-        tracker.end(Ending(status, time.time(), {"error": f"{type(error).__name__}: {str(error).strip()}"}), {})
+        tags = {"error": f"{type(error).__name__}: {str(error).strip()}"}
+        with suppress(OSError):  # a full disk: the next start goes on with the run
+            tracker.end(Ending(status, time.time(), tags), run.artifacts)
         raise
 
 
@@ -197,5 +200,14 @@ def main(stage: Callable[[], None]) -> None:
     try:
         stage()
     except PipelineError as error:
-        print(f"\nERROR: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code if isinstance(error, Interrupted) else 1)
+        _exit(str(error), error.exit_code if isinstance(error, Interrupted) else 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        _exit(f"the disk must have room{where}, got {error.strerror!r}; free some, then `dvc repro` goes on", 1)
+
+
+def _exit(line: str, code: int) -> None:
+    print(f"\nERROR: {line}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -61,6 +61,7 @@ def training_metrics(records: list[Record]) -> dict[str, float]:
         "bits_per_byte": validations[-1].values["bits_per_byte"],
         "best_bits_per_byte": min(r.values["bits_per_byte"] for r in validations),
         "initial_bits_per_byte": validations[0].values["bits_per_byte"],
+        "skipped_steps": sum(r.kind == "skip" for r in records),
     }
 
 

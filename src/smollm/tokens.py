@@ -1,5 +1,6 @@
 """The format of the files between `tokenize` and training: token ids, manifest, tokenizer."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from smollm.errors import CorpusError
+
 Tokens = NDArray[np.unsignedinteger]
 
 TRAIN, VALIDATION = "train", "validation"
+
+BY_DOCUMENT = "by document"
+"""The ordinary split of a manifest: whole documents are on either side."""
 
 
 def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
@@ -26,9 +32,28 @@ def open_tokens(path: Path, dtype: str) -> Tokens:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of the token files in `directory`."""
-    manifest: dict[str, Any] = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    """The manifest of the token files in `directory`.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CorpusError(
+            f"{directory}: must hold what `tokenize` writes, got no manifest.json; run the whole `dvc repro`"
+        ) from None
     return manifest
+
+
+def documents_of(directory: Path, side: str) -> tuple[NDArray[np.uint64], list[str]]:
+    """Where each document of a side's token file begins, and the document's name."""
+    offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64)
+    # a text that was cut at its end has all its documents on one side
+    cut = str(read_manifest(directory)["split"]) != BY_DOCUMENT
+    with (directory / "documents.tsv").open(encoding="utf-8", newline="") as file:
+        names = [row["key"] for row in csv.DictReader(file, delimiter="\t") if cut or row["split"] == side]
+    return offsets, names
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

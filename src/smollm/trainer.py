@@ -7,20 +7,21 @@ done with either.
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
 import torch
 from tokenizers import Tokenizer
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from smollm import generate
-from smollm.batches import Batches
+from smollm.batches import Batches, Ids
 from smollm.checkpoint import Checkpoint, CheckpointStore, TrainerState
 from smollm.config.evaluation import EvaluationConfig
 from smollm.config.runtime import Precision
 from smollm.config.training import TrainingConfig
-from smollm.errors import CheckpointError, Interrupted, TrainingError
+from smollm.errors import CheckpointError, Interrupted, NonFinite, TrainingError
 from smollm.evaluate import Evaluator
 from smollm.hardware import Hardware, seconds_since_start
 from smollm.journal import Journal
@@ -33,6 +34,14 @@ from smollm.throughput import flops_per_token, model_flops_utilization, peak_tfl
 
 _MOST_SKIPPED = 50
 """A loss scale of 2^16 has been halved to nothing long before."""
+
+_PACE_STEPS = 3
+"""Steps of a process after which its pace is known; the first one, which warms up, is not counted."""
+
+
+def _json(value: float) -> float | str:
+    """JSON has no word for what is not finite."""
+    return value if math.isfinite(value) else str(value)
 
 
 class StopSignal:
@@ -91,6 +100,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=scaled)
         self.done = 0
         """Steps done in this stage."""
+        self._skips = [record.step for record in journal.records() if record.kind == "skip"]
         self._skipped = 0
         """Steps skipped in a row."""
         self._useful_seconds, self._earlier_seconds = self._seconds_before()
@@ -125,17 +135,24 @@ class Trainer:
                 {**self.scaler.state_dict(), "scale": state.loss_scale, "_growth_tracker": state.clean_steps}
             )
 
-    def run(self, stop: StopSignal, progress: Progress) -> None:
+    def run(self, stop: StopSignal, progress: Progress, on_pace: Callable[[float], None] = lambda _: None) -> None:
         """Train to the last step, measuring, sampling and saving on the way.
+
+        Args:
+            stop: says when to end early.
+            progress: shown to the user.
+            on_pace: called once with the seconds that a step takes, after the first few.
 
         Raises:
             Interrupted: `stop` was signalled; the step was finished and saved.
-            TrainingError: a loss or gradient is not finite; the step was not taken.
+            NonFinite: a loss or gradient is not finite; the step was not taken.
+            OSError: a checkpoint could not be written.
         """
         training = self.plan.training
         if self.done == 0:
             self._validate()
         window: list[float] = []
+        pace: list[float] = []
         while self.done < training.steps:
             began = time.perf_counter()
             rate = learning_rate(self.done + 1, training.steps, training.optimizer.lr, training.schedule)
@@ -144,6 +161,10 @@ class Trainer:
             last = self.done == training.steps
             window.append(time.perf_counter() - began)
             self._useful_seconds += window[-1]
+            if len(pace) < _PACE_STEPS:
+                pace.append(window[-1])
+                if len(pace) == _PACE_STEPS:
+                    on_pace(sum(pace[1:]) / len(pace[1:]))
             if self.done == 1 or last or self.done % training.log_every_steps == 0:
                 self.journal.append("step", self.step, train_loss=loss, gradient_norm=norm, learning_rate=rate)
                 speed = self._record_speed(window)
@@ -156,6 +177,9 @@ class Trainer:
             stopped = stop.received
             if last or stopped or self.done % self.plan.checkpoint_every_steps == 0:
                 self._save()
+            self.store.check()
+            if last or stopped:
+                self.store.wait()
             if stopped and not last:
                 raise Interrupted(stopped, self.step)
 
@@ -163,7 +187,8 @@ class Trainer:
         """One optimizer step on the next batch; its loss and the gradient's norm before clipping.
 
         Raises:
-            TrainingError: either is not finite; the step is not taken.
+            NonFinite: either is not finite; the step is not taken.
+            TrainingError: fp16 overflows whatever the loss scale.
         """
         hardware, training = self.hardware, self.plan.training
         inputs, targets = self.batches(self.done + 1)
@@ -182,19 +207,9 @@ class Trainer:
         loss_value, norm_value = torch.stack((total, norm)).tolist()
         has_overflown = not math.isfinite(norm_value)
         if not math.isfinite(loss_value) or (has_overflown and not self.scaler.is_enabled()):
-            raise TrainingError(
-                f"{self.plan.stage}: loss and gradient must be finite, got loss {loss_value} and gradient norm "
-                f"{norm_value} at step {self.step + 1}, which was not taken; lower {self.plan.stage}.optimizer.lr"
-            )
+            raise self._non_finite(inputs, targets, loss_value, norm_value, rate)
         if has_overflown:
-            # fp16's loss scale was too large: no part of the optimizer steps, and the scale is lowered
-            self.journal.event(self.step + 1, f"step {self.step + 1}: gradient overflow in fp16, step skipped")
-            self._skipped += 1
-            if self._skipped == _MOST_SKIPPED:
-                raise TrainingError(
-                    f"{self.plan.stage}: the gradient must be finite at some loss scale, got {_MOST_SKIPPED} steps "
-                    f"in a row without, up to step {self.step + 1}; set runtime.precision to fp32 or bf16"
-                )
+            self._note_skip()
         else:
             self._skipped = 0
             self.optimizer.set_learning_rate(rate)
@@ -203,6 +218,48 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         return loss_value, norm_value
+
+    def _note_skip(self) -> None:
+        """fp16's loss scale was too large: no part of the optimizer steps, and the scale is lowered."""
+        step = self.step + 1
+        total = 1 + len({one for one in self._skips if one < step})
+        self._skips.append(step)
+        self.journal.append("skip", step, loss_scale=self.scaler.get_scale(), total=total)
+        self._skipped += 1
+        if self._skipped == _MOST_SKIPPED:
+            raise TrainingError(
+                f"{self.plan.stage}: the gradient must be finite at some loss scale, got {_MOST_SKIPPED} steps "
+                f"in a row without, up to step {step}; set runtime.precision to fp32 or bf16"
+            )
+
+    def _non_finite(self, inputs: Ids, targets: Ids, loss: float, norm: float, rate: float) -> NonFinite:
+        """The error for a step, with the loss and the gradient's norm of each of its sequences by itself."""
+        sequences: list[dict[str, object]] = []
+        with torch.compiler.set_stance("force_eager"):
+            for row, start in enumerate(self.batches.starts(self.done + 1)):
+                self.optimizer.zero_grad()
+                ids, following = (self._to_device(array[row : row + 1]) for array in (inputs, targets))
+                with self.hardware.autocast():
+                    alone = self.model.loss(ids, following)
+                alone.backward()  # type: ignore[no-untyped-call]
+                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+                numbers = {"loss": alone.item(), "gradient_norm": get_total_norm(gradients).item()}
+                sequences.append({"first_token": start, **{name: _json(value) for name, value in numbers.items()}})
+        self.optimizer.zero_grad()
+        stage, step = self.plan.stage, self.step + 1
+        return NonFinite(
+            f"{stage}: loss and gradient must be finite, got loss {loss} and gradient norm {norm} at step {step}, "
+            f"which was not taken; its text is in reports/{stage}/failure.json; lower {stage}.optimizer.lr",
+            {
+                "step": step,
+                "loss": _json(loss),
+                "gradient_norm": _json(norm),
+                "learning_rate": rate,
+                "precision": self.hardware.precision.value,
+                "loss_scale": self.scaler.get_scale() if self.scaler.is_enabled() else None,
+                "sequences": sequences,
+            },
+        )
 
     def _to_device(self, array: object) -> torch.Tensor:
         ids = torch.tensor(array)

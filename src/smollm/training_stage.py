@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -17,18 +18,19 @@ from smollm.config.model import ModelConfig
 from smollm.config.runtime import RuntimeConfig
 from smollm.config.tracking import TrackingConfig
 from smollm.config.training import TrainingConfig
-from smollm.errors import CheckpointError, ConfigError
+from smollm.errors import CheckpointError, ConfigError, NonFinite
 from smollm.evaluate import Evaluator
-from smollm.files import replace_directory
+from smollm.files import replace_directory, write_json
 from smollm.live_state import Workspace
 from smollm.micro_batch import rehearse
 from smollm.model import LlamaForCausalLM
 from smollm.optim import Optimizer
 from smollm.pipeline import StageRun, Story
+from smollm.preflight import Preflight, check_disk
 from smollm.progress import Progress, say
 from smollm.seeding import seed_everything
 from smollm.throughput import flops_per_token, parameter_count
-from smollm.tokens import TRAIN, VALIDATION, open_tokenizer, open_tokens, read_manifest, token_bytes
+from smollm.tokens import TRAIN, VALIDATION, documents_of, open_tokenizer, open_tokens, read_manifest, token_bytes
 from smollm.tracking.delivery import Dataset
 from smollm.trainer import Plan, StopSignal, Trainer
 
@@ -77,6 +79,7 @@ class TrainingStage:
         return open_tokenizer(self.workspace.directory / "data/tokenizer/tokenizer.json"), manifest
 
     def _work(self, run: StageRun) -> None:
+        (run.reports / "failure.json").unlink(missing_ok=True)  # of an attempt that failed
         seed_everything(self.seed)
         machine = hardware.choose(self.runtime)
         start = self._start()
@@ -91,6 +94,12 @@ class TrainingStage:
         optimizer = Optimizer(model, self.training.optimizer, machine.dtype)
         store = CheckpointStore(run.state.directory / "checkpoints", self.runtime.keep_checkpoints)
         resumed = store.newest(lambda line: run.log(line, first_step))
+        done = resumed.state.step - first_step if resumed else 0
+        limit = Preflight(
+            self.name, self.model, self.training, self.runtime.max_hours, self.workspace.directory / "presets"
+        )
+        limit.check_bound(self.training.steps - done, machine)
+        check_disk(self.name, store.directory, self.model, store.keep)
         micro_batch = rehearse(
             model, batches, self.runtime.micro_batch_size, machine, lambda line: run.log(line, first_step)
         )
@@ -120,8 +129,33 @@ class TrainingStage:
         elif start:
             trainer.restore(start)
             run.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
-        with closing(Progress(self.name, self.training.steps, trainer.done)) as progress, StopSignal() as stop:
-            trainer.run(stop, progress)
+
+        def on_pace(seconds: float) -> None:
+            steps = self.training.steps - trainer.done
+            limit.check_pace(steps, seconds)
+            time = Progress.format(steps * seconds)
+            run.log(f"{steps} more steps take about {time}, at {1000 * seconds:,.4g} ms a step", trainer.step)
+
+        progress = Progress(self.name, self.training.steps, trainer.done)
+        with closing(store), closing(progress), StopSignal() as stop:
+            try:
+                trainer.run(stop, progress, on_pace)
+            except NonFinite as error:
+                self._write_failure(run, error, text, batches.length)
+                raise
+
+    def _write_failure(self, run: StageRun, error: NonFinite, text: Tokenizer, length: int) -> None:
+        """Write the step that failed to reports/, with the documents and the text of each of its sequences."""
+        offsets, names = documents_of(self._tokens, TRAIN)
+        stream = open_tokens(self._tokens / f"{TRAIN}.bin", read_manifest(self._tokens)["dtype"])
+        for sequence in error.values["sequences"]:
+            start = sequence["first_token"]
+            first, last = np.searchsorted(offsets, [start, start + length], side="right") - 1
+            sequence["documents"] = names[first : last + 1]
+            sequence["text"] = text.decode(stream[start : start + length + 1].tolist(), skip_special_tokens=False)
+        path = run.reports / "failure.json"
+        write_json(path, error.values)
+        run.artifacts["failure.json"] = path
 
     def _announce(self, run: StageRun, machine: hardware.Hardware, first_step: int) -> None:
         """One line on what the stage will do."""

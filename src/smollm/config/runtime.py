@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
-from smollm.config.fields import Auto, at_least
+from smollm.config.fields import Auto, above, at_least
 
 
 class DeviceKind(Enum):
@@ -34,3 +34,5 @@ class RuntimeConfig:
     checkpoint_every_steps: Annotated[int, at_least(1)]
     """How much a kill can cost."""
     keep_checkpoints: Annotated[int, at_least(1)]
+    max_hours: Annotated[float, above(0)]
+    """A training stage that would take longer stops before it begins."""

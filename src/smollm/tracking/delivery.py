@@ -25,6 +25,7 @@ METRICS = {
     ("step", "train_loss"): "train/loss",
     ("step", "gradient_norm"): "train/gradient_norm",
     ("step", "learning_rate"): "train/learning_rate",
+    ("skip", "total"): "train/skipped_steps",
     ("validation", "loss"): "validation/loss",
     ("validation", "bits_per_byte"): "validation/bits_per_byte",
     ("speed", "tokens_per_second"): "speed/tokens_per_second",
