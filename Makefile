@@ -16,7 +16,7 @@ endif
 export PYTHONPATH := $(CURDIR)/src
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow check ui compare push sync
+.PHONY: help setup repro test test-slow coverage check ui compare push sync
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ test: $(ready)  ## the fast tests (minutes)
 
 test-slow: $(ready)  ## the long tests
 	@python3 -m pytest -m slow
+
+coverage: $(ready)  ## which lines of src/smollm no test runs (both sets of tests)
+	@python3 -m coverage erase
+	@python3 -m coverage run -m pytest
+	@python3 -m coverage combine --quiet
+	@python3 -m coverage report
 
 check: $(ready)  ## ruff and mypy
 	@ruff check .

@@ -64,7 +64,7 @@ def main() -> None:
     config = load(Path(__file__).resolve().parents[1] / "presets" / f"{arguments.preset}.yaml")
     machine = hardware.choose(config.runtime)
     shutil.rmtree(arguments.directory, ignore_errors=True)
-    store = CheckpointStore(arguments.directory, keep=2)
+    store = CheckpointStore(arguments.directory, keep=2, fingerprint="0" * 16)
     steps = Steps(config, machine, arguments.rows or config.pretrain.sequences_per_step)
     for _ in range(3):
         steps.take()

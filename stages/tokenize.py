@@ -10,7 +10,7 @@ from stages import WORKSPACE
 
 def tokenize() -> None:
     config = load(WORKSPACE / "params.yaml")
-    preflight.refuse_endless(WORKSPACE / "params.yaml")
+    preflight.refuse_endless(Workspace.find(WORKSPACE))
     TokenizeStage(
         workspace=Workspace.find(WORKSPACE),
         corpus=config.corpus,

@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from smollm import checkpoint as module
 from smollm.checkpoint import Checkpoint, CheckpointStore, TrainerState, load, save
 from smollm.errors import CheckpointError
 
+FINGERPRINT = "0123456789abcdef"
 STATE, MODEL, OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
 
 
@@ -33,7 +35,7 @@ def make(step: int) -> Checkpoint:
         "model.norm.weight.exp_avg": torch.randn(5, generator=chance),
         "model.norm.weight.step": torch.tensor(float(step)),
     }
-    return Checkpoint(TrainerState(step, "pretrain", "0123456789abcdef", None, 0), weights, moments)
+    return Checkpoint(TrainerState(step, "pretrain", FINGERPRINT, None, 0), weights, moments)
 
 
 def write(store: CheckpointStore, step: int) -> None:
@@ -117,7 +119,7 @@ def test_saving_again_replaces_the_checkpoint(saved: Path) -> None:
 
 
 def test_the_newest_few_are_kept(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "checkpoints", keep=2)
+    store = CheckpointStore(tmp_path / "checkpoints", keep=2, fingerprint=FINGERPRINT)
     for step in (1, 9, 10, 100):
         write(store, step)
     assert sorted(path.name for path in store.directory.iterdir()) == ["step-00000010", "step-00000100"]
@@ -126,7 +128,7 @@ def test_the_newest_few_are_kept(tmp_path: Path) -> None:
 
 
 def test_an_empty_store_has_no_checkpoint(tmp_path: Path) -> None:
-    assert CheckpointStore(tmp_path / "none", keep=2).newest(pytest.fail) is None
+    assert CheckpointStore(tmp_path / "none", keep=2, fingerprint=FINGERPRINT).newest(pytest.fail) is None
 
 
 def truncate(file: Path) -> None:
@@ -259,7 +261,7 @@ def test_the_module_can_unpickle_nothing() -> None:
 def test_a_damaged_newest_one_falls_back_to_the_one_before_with_a_warning(
     tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    store = CheckpointStore(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2, fingerprint=FINGERPRINT)
     write(store, 1)
     write(store, 2)
     damage(store.newest_directory() / name)
@@ -272,7 +274,7 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before_with_a_warning(
 
 
 def test_a_store_with_nothing_but_damage_has_no_checkpoint_and_says_so(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2, fingerprint=FINGERPRINT)
     for step in (1, 2):
         write(store, step)
         truncate(store.newest_directory() / MODEL)
@@ -282,7 +284,7 @@ def test_a_store_with_nothing_but_damage_has_no_checkpoint_and_says_so(tmp_path:
 
 
 def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2, fingerprint=FINGERPRINT)
     write(store, 1)
     half = tmp_path / ".step-00000002.tmp"
     shutil.copytree(tmp_path / "step-00000001", half)
@@ -329,7 +331,7 @@ class Faults:
 
 
 def operations_of_a_save(directory: Path, keep: int) -> list[str]:
-    store = CheckpointStore(directory, keep)
+    store = CheckpointStore(directory, keep, fingerprint=FINGERPRINT)
     for step in range(1, keep + 1):
         write(store, step)
     with pytest.MonkeyPatch.context() as patch:
@@ -346,7 +348,7 @@ def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint(tmp_path: P
     assert operations.count("save_file") == 2
     raised = 0
     for fail_at in range(1, len(operations) + 1):
-        store = CheckpointStore(tmp_path / str(fail_at), keep)
+        store = CheckpointStore(tmp_path / str(fail_at), keep, fingerprint=FINGERPRINT)
         for step in range(1, keep + 1):
             write(store, step)
         with pytest.MonkeyPatch.context() as patch:
@@ -365,7 +367,7 @@ def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint(tmp_path: P
 
 
 def test_a_disk_that_refuses_to_read_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = CheckpointStore(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2, fingerprint=FINGERPRINT)
     write(store, 1)
     with monkeypatch.context() as broken:
         broken.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
@@ -379,7 +381,7 @@ def test_a_disk_that_refuses_to_read_costs_no_checkpoint(tmp_path: Path, monkeyp
 def test_training_goes_on_while_a_checkpoint_of_the_values_at_its_time_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = CheckpointStore(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2, fingerprint=FINGERPRINT)
     may_write = threading.Event()
     real = module.save_file
 
@@ -400,7 +402,7 @@ def test_training_goes_on_while_a_checkpoint_of_the_values_at_its_time_is_writte
 
 
 def test_a_write_that_failed_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = CheckpointStore(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2, fingerprint=FINGERPRINT)
     write(store, 1)
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
@@ -414,7 +416,21 @@ def test_a_write_that_failed_is_heard_of(tmp_path: Path, monkeypatch: pytest.Mon
     assert_same_checkpoint(store.newest(pytest.fail), make(2))
 
 
-def test_an_error_of_the_disk_is_told_as_one(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError) as caught:
-        module._write_tensors(tmp_path, make(1).weights)
-    assert caught.value.filename == str(tmp_path)
+def test_a_checkpoint_of_another_run_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2, fingerprint=FINGERPRINT)
+    write(store, 1)
+    other = Checkpoint(replace(make(2).state, fingerprint="f" * 16), make(2).weights, make(2).moments)
+    save(tmp_path / "step-00000002", other)
+    warnings: list[str] = []
+    assert_same_checkpoint(store.newest(warnings.append), make(1))
+    (warning,) = warnings
+    assert f"must be of the run {FINGERPRINT}, got one of ffffffffffffffff" in warning
+
+
+def test_the_draft_of_a_killed_process_is_removed_by_the_next_save(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2, fingerprint=FINGERPRINT)
+    draft = tmp_path / ".step-00000007.tmp"
+    draft.mkdir()
+    (draft / MODEL).write_bytes(b"half")
+    write(store, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]

@@ -7,14 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 from structure import ROOT
 from test_pipeline import runs, steps
-from workspace import Clone
+from workspace import Clone, scratch
 
 EVERY_STEP = {
     "pretrain.log_every_steps": 1,
@@ -39,7 +39,7 @@ def clone(directory: Path, **lengths: int) -> Clone:
 @functools.cache
 def left_alone(pretrain: int, finetune: int) -> Clone:
     """A project of that many steps that has run undisturbed."""
-    made = clone(Path(tempfile.mkdtemp()) / "project", pretrain=pretrain, finetune=finetune)
+    made = clone(scratch() / "project", pretrain=pretrain, finetune=finetune)
     made.repro()
     return made
 
@@ -94,7 +94,7 @@ POINTS = [  # with the step that the killed process was resumed from
     ("pretrain smollm.export:write_model after 1 process", 10),  # all steps are done
     ("pretrain the-end - 0 group", None),
     ("finetune smollm.trainer:Trainer._to_device before 39 process", None),  # its step 7
-    ("finetune the-end - 0 group", 25),
+    ("finetune the-end - 0 group", 65),
 ]
 
 
@@ -108,7 +108,7 @@ POINTS = [  # with the step that the killed process was resumed from
 )
 def test_a_kill_at_any_point_changes_nothing(points: list[tuple[str, int | None]], tmp_path: Path) -> None:
     """Point after point in one project; each start goes on from the step that it must go on from."""
-    killed = clone(tmp_path / "project", pretrain=20, finetune=8)
+    killed = clone(tmp_path / "project", pretrain=60, finetune=8)
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python3"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/kill_points.py" "$@"\n')
@@ -122,7 +122,7 @@ def test_a_kill_at_any_point_changes_nothing(points: list[tuple[str, int | None]
         assert found == ([str(resumed)] if resumed else []), f"{point}\n{said}"
     output = killed.dvc("repro").stdout
     assert f"{points[-1][0].split()[0]}: finished before; publishing its outputs again" in output
-    assert_equals_a_run_left_alone(killed, pretrain=20, finetune=8)
+    assert_equals_a_run_left_alone(killed, pretrain=60, finetune=8)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +135,13 @@ def test_a_kill_at_any_point_changes_nothing(points: list[tuple[str, int | None]
 )
 def test_kills_at_random_moments_change_nothing(stage: str, kills: int, tmp_path: Path) -> None:
     """kill -9 of DVC and the trainer, again and again, each after a resume from a step above 0."""
-    length = 20 if kills < 10 else 300
-    lengths = {"pretrain": 20, "finetune": 8, stage: length}
+    length = 60 if kills < 10 else 400
+    lengths = {"pretrain": 60, "finetune": 8, stage: length}
     first = lengths["pretrain"] if stage == "finetune" else 0
     killed = clone(tmp_path / "project", **lengths)
     chance = random.Random(1337)
     # after the first checkpoint, in or between steps; or right after the resume, where the journal is there already
-    targets = sorted(chance.sample(range(first + 8, first + length - 2), kills))
+    targets = sorted(chance.sample(range(first + 8, first + length // 2), kills))
     for number, target in enumerate(targets):
         output = tmp_path / f"output-{number}.txt"
         with output.open("w") as file, killed.start(stdout=file) as process:
@@ -164,26 +164,27 @@ def test_kills_at_random_moments_change_nothing(stage: str, kills: int, tmp_path
 
 @pytest.mark.slow
 def test_kills_of_tokenize_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    killed = clone(tmp_path / "project", pretrain=20, finetune=8)
+    killed = clone(tmp_path / "project", pretrain=60, finetune=8)
     chance = random.Random(1337)
+    seconds = left_alone(pretrain=60, finetune=8).json("reports/tokenize/run.json")["wall_seconds"]
     for number in range(50):
         output = tmp_path / f"output-{number}.txt"
         with output.open("w") as file, killed.start("tokenize", stdout=file) as process:
             while journal(killed.directory, "tokenize").count(b"MB each") <= number:
                 assert process.poll() is None, f"ended before kill {number}\n{output.read_text()}"
                 time.sleep(0.002)
-            time.sleep(chance.random() * 0.3)
+            time.sleep(chance.random() * 0.6 * seconds)
             is_complete = bool(list(killed.directory.glob(".resume/tokenize/*/complete")))
             os.killpg(process.pid, signal.SIGKILL)
         assert not is_complete, "too late: the rest of the kills would find nothing to do"
     killed.repro()
-    assert_equals_a_run_left_alone(killed, pretrain=20, finetune=8)
+    assert_equals_a_run_left_alone(killed, pretrain=60, finetune=8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_stage_is_no_success_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    stopped = clone(tmp_path / "project", pretrain=90, finetune=8)
+    stopped = clone(tmp_path / "project", pretrain=60, finetune=8)
     with stopped.start() as process:
         while last_step(stopped.directory) < 12:
             assert process.poll() is None
@@ -193,9 +194,9 @@ def test_a_stopped_stage_is_no_success_and_goes_on(number: signal.Signals, tmp_p
     assert process.returncode != 0
     step = re.search(rf"stopped by {number.name} after step (\d+), all of it saved", said)
     assert step, said[-2000:]
-    assert "pretrain" not in (stopped.directory / "dvc.lock").read_text().split("stages:")[1].split("params:")[0]
+    assert list(yaml.safe_load((stopped.directory / "dvc.lock").read_text())["stages"]) == ["tokenize"]
     assert f"resumed from step {step.group(1)}\n" in stopped.dvc("repro").stdout
-    assert_equals_a_run_left_alone(stopped, pretrain=90, finetune=8)
+    assert_equals_a_run_left_alone(stopped, pretrain=60, finetune=8)
 
 
 @pytest.mark.slow
@@ -211,7 +212,9 @@ def test_an_orphan_is_named_and_finishes_alone(tmp_path: Path) -> None:
     assert refused.returncode != 0
     pid = re.search(r"got process (\d+) still at it; let it finish, or stop it with `kill \1`", refused.stdout)
     assert pid, refused.stdout[-2000:]
-    while Path(f"/proc/{pid.group(1)}").exists():
+    deadline = time.monotonic() + 120
+    while not list(project.directory.glob(".resume/pretrain/*/complete")):
+        assert time.monotonic() < deadline
         time.sleep(0.2)
     output = project.dvc("repro").stdout
     assert "finished before; publishing its outputs again" in output

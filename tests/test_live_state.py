@@ -17,7 +17,7 @@ from structure import ROOT
 from smollm import live_state
 from smollm.errors import StateError
 from smollm.files import dvc_digest
-from smollm.live_state import LiveState, Workspace, drop_abandoned, fingerprint_of
+from smollm.live_state import LiveState, Workspace, drop_all, fingerprint_of
 
 DVC_YAML = {
     "stages": {
@@ -235,22 +235,55 @@ def test_an_unfinished_state_outlives_the_start_of_other_stages(workspace: Works
         assert first.directory.exists()
 
 
-def test_the_states_of_edits_that_were_taken_back_are_dropped(workspace: Workspace) -> None:
-    code = workspace.directory / "code.py"
-    before = code.read_text()
-    code.write_text("x = 2\n")
+def test_when_all_is_up_to_date_every_state_is_dropped_but_those_in_use(workspace: Workspace) -> None:
     with state(workspace) as edited:
-        pass
-    code.write_text(before)
-    with LiveState("later", workspace, print, print) as current:
         pass
     said: list[str] = []
     abandoned: list[Path] = []
-    drop_abandoned(workspace, said.append, abandoned.append)
+    with LiveState("later", workspace, print, print) as used:
+        drop_all(workspace, said.append, abandoned.append)
+        assert used.directory.exists()
     assert abandoned == [edited.directory]
     assert not edited.directory.exists()
+    assert len(said) == 1
     assert edited.fingerprint in said[0]
-    assert current.directory.exists()
+
+
+def test_a_kill_during_a_removal_leaves_nothing_that_passes_for_a_state(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with state(workspace) as first:
+        first.journal.append("step", 1, train_loss=2.0)
+    (workspace.directory / "code.py").write_text("x = 2\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before it got far
+        with state(workspace):
+            pass
+    (workspace.directory / "code.py").write_text("x = 1\n")
+    with state(workspace) as again:
+        assert again.directory == first.directory
+        assert again.journal.records() == []
+    assert [path.name for path in first.directory.parent.iterdir()] == [first.fingerprint]
+
+
+def test_a_forced_run_that_is_killed_while_it_clears_is_forced_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with state(workspace) as first:
+        (first.directory / "checkpoints").mkdir()
+        first.mark_complete()
+    record(workspace, first)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", kill)
+    with pytest.raises(Killed):
+        state(workspace).__enter__()
+    assert first.is_complete
 
 
 def test_dvc_root_names_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

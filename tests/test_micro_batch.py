@@ -183,7 +183,7 @@ def train_one_step(
         tokenizer,
         cpu,
         journal,
-        CheckpointStore(directory / "checkpoints", 1),
+        CheckpointStore(directory / "checkpoints", 1, "f" * 16),
     )
     with StopSignal() as stop:
         trainer.run(stop, Progress("test", 1))

@@ -19,7 +19,7 @@ LAYERS = [
     {"config", "files", "journal", "progress", "provenance", "seeding", "tokens"},
     {"schedule", "throughput", "live_state", "hardware", "checkpoint", "model", "tokenizer", "batches", "optim"}
     | {"tracking", "report", "export", "corpus"},
-    {"encode", "evaluate", "generate", "micro_batch", "compare", "pipeline", "preflight"},
+    {"encode", "evaluate", "generate", "micro_batch", "failure", "compare", "pipeline", "preflight"},
     {"trainer", "tokenize_stage", "tidy"},
     {"training_stage"},
 ]

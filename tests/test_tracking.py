@@ -104,6 +104,11 @@ def test_a_number_that_is_not_finite_is_not_sent() -> None:
     assert list(metrics(record)) == [("train/loss", 2.0)]
 
 
+def test_the_steps_that_fp16_skips_are_counted() -> None:
+    record = Record("skip", 7, 0.0, {"loss_scale": 65536.0, "total": 3})
+    assert list(metrics(record)) == [("train/skipped_steps", 3.0)]
+
+
 def test_what_was_acknowledged_is_not_sent_again(state: Path, store: Store, client: "MlflowClient") -> None:
     Delivery(state, store).send(client)
     note(state, 5, 6)

@@ -1,8 +1,9 @@
 """The loop: what is recorded and saved when, how it stops, and how it goes on."""
 
-import json
+import itertools
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Parts:
             self.tokenizer,
             self.hardware,
             Journal(directory / "journal.jsonl"),
-            CheckpointStore(directory / "checkpoints", 2),
+            CheckpointStore(directory / "checkpoints", 2, "abc"),
         )
 
 
@@ -163,12 +164,13 @@ def test_numbers_that_are_not_finite_stop_before_the_step_and_name_its_sequences
     assert trainer.step == 2
     assert all(torch.isfinite(value).all() for value in trainer.model.weights().values())
     values = caught.value.values
-    assert (values["step"], values["loss"], values["learning_rate"]) == (3, "nan", 0.01)
+    assert (values["step"], values["learning_rate"]) == (3, 0.01)
+    assert np.isnan(values["loss"])
     assert [sequence["first_token"] for sequence in values["sequences"]] == starts
     expected = [TOKENS[start] == TOKENS[starts[1]] for start in starts]
-    assert [sequence["loss"] == "nan" for sequence in values["sequences"]] == expected
-    assert [sequence["gradient_norm"] == "nan" for sequence in values["sequences"]] == expected
-    json.dumps(values, allow_nan=False)
+    assert [bool(np.isnan(sequence["loss"])) for sequence in values["sequences"]] == expected
+    assert [bool(np.isnan(sequence["gradient_norm"])) for sequence in values["sequences"]] == expected
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
 def test_a_gradient_that_is_not_finite_stops_too(parts: Parts, tmp_path: Path) -> None:
@@ -220,21 +222,54 @@ def test_half_precision_follows_float32(parts: Parts, tmp_path: Path, precision:
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
 
 
-def test_the_pace_is_told_once_and_may_end_it(parts: Parts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["validation", "weights"])
+def test_what_the_last_step_ruined_is_not_saved(parts: Parts, tmp_path: Path, where: str) -> None:
     trainer = parts.trainer(tmp_path)
-    told: list[float] = []
-    with StopSignal() as stop:
-        trainer.run(stop, Progress("test", 12), told.append)
-    assert len(told) == 1
-    assert 0 < told[0] < 10
+    take = trainer._take_step
+
+    def take_and_ruin(rate: float) -> tuple[float, float]:
+        numbers = take(rate)
+        if trainer.step == (11 if where == "validation" else 9):  # 12 is validated, 10 is only saved
+            trainer.model.model.norm.weight.data.fill_(float("inf"))
+        return numbers
+
+    trainer._take_step = take_and_ruin  # type: ignore[method-assign]
+    with pytest.raises(
+        NonFinite, match="the validation loss must be" if where == "validation" else "all weights must be"
+    ):
+        run(trainer)
+    trainer.store.wait()
+    checkpoint = trainer.store.newest(pytest.fail)
+    assert checkpoint is not None
+    assert checkpoint.state.step == (10 if where == "validation" else 5)
+
+
+def test_the_pace_is_that_of_the_fastest_step_told_once_and_may_end_it(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = parts.trainer(tmp_path, replace(TRAINING, steps=30))
+    told: list[tuple[int, float]] = []
+    clock = iter(itertools.accumulate([0.0, 9.0, 0.0, 0.5] + [0.0, 0.25, 0.0, 0.75] * 50))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: next(clock))
+        with StopSignal() as stop:
+            trainer.run(stop, Progress("test", 30), lambda seconds: told.append((trainer.step, seconds)))
+    assert told == [(20, 0.25)]
 
     def refuse(_: float) -> None:
         raise TrainingError("too long")
 
-    slow = parts.trainer(tmp_path / "slow")
+    slow = parts.trainer(tmp_path / "slow", replace(TRAINING, steps=30))
     with pytest.raises(TrainingError, match="too long"), StopSignal() as stop:
-        slow.run(stop, Progress("test", 12), refuse)
-    assert slow.step == 3
+        slow.run(stop, Progress("test", 30), refuse)
+    assert slow.step == 20
+
+
+def test_a_second_signal_kills(parts: Parts) -> None:
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_it(parts: Parts, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A temporary clone of the project in which tests run the real pipeline, small."""
 
+import atexit
 import functools
 import json
 import os
@@ -57,10 +58,17 @@ def environment() -> dict[str, str]:
     return kept
 
 
+def scratch() -> Path:
+    """A folder that is removed when the tests end."""
+    directory = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return Path(directory)
+
+
 @functools.cache
 def empty_store() -> Path:
     """MLflow's database with its tables and nothing in them."""
-    root = Path(tempfile.mkdtemp())
+    root = scratch()
     Store(f"sqlite:///{root}/mlflow.db", root).client()
     return root / "mlflow.db"
 

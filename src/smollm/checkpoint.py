@@ -12,7 +12,6 @@ The JSON file is written last, and the folder gets its final name after that.
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, cuda, empty_like
 
 from smollm.errors import CheckpointError
-from smollm.files import file_digest, sync_directory, write_json
+from smollm.files import disk_errors, file_digest, sync_directory, write_json
 
 FORMAT = 1
 _STATE, _MODEL, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
@@ -59,7 +58,8 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
     draft.mkdir(parents=True)
     tensors = {_MODEL: checkpoint.weights, _OPTIMIZER: checkpoint.moments}
     for name, values in tensors.items():
-        _write_tensors(draft / name, values)
+        with disk_errors(draft / name):
+            save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, draft / name)
         with (draft / name).open("rb+") as file:
             os.fsync(file.fileno())
     digests = {name: file_digest(draft / name, "sha256") for name in tensors}
@@ -69,16 +69,6 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     draft.rename(directory)
     sync_directory(directory.parent)
-
-
-def _write_tensors(path: Path, values: dict[str, Tensor]) -> None:
-    try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, path)
-    except SafetensorError as error:
-        code = re.search(r"\(os error (\d+)\)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code.group(1)), os.strerror(int(code.group(1))), str(path)) from error
 
 
 def load(directory: Path) -> Checkpoint:
@@ -129,8 +119,14 @@ class CheckpointStore:
     They are written by a thread, one at a time, while training goes on.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self.directory, self.keep = directory, keep
+    def __init__(self, directory: Path, keep: int, fingerprint: str) -> None:
+        """
+        Args:
+            directory: made if missing.
+            keep: how many are kept, the newest ones.
+            fingerprint: of the stage; a checkpoint of another one is foreign here.
+        """
+        self.directory, self.keep, self.fingerprint = directory, keep, fingerprint
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -168,19 +164,26 @@ class CheckpointStore:
         self._writer.shutdown()
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        for draft in self.directory.glob(".step-*.tmp"):  # of a process that was killed
+            shutil.rmtree(draft)
         save(self.directory / f"step-{checkpoint.state.step:08d}", checkpoint)
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole; `warn` hears of each damaged one, which is removed.
+        """The newest checkpoint that is whole; `warn` hears of each damaged or foreign one, which is removed.
 
         Raises:
             CheckpointError: the disk refused to read one, which may be whole and is left alone.
         """
         for directory in reversed(self._all()):
             try:
-                return load(directory)
+                checkpoint = load(directory)
+                if checkpoint.state.fingerprint != self.fingerprint:
+                    raise CheckpointError(
+                        f"{directory}: must be of the run {self.fingerprint}, got one of {checkpoint.state.fingerprint}"
+                    )
+                return checkpoint
             except CheckpointError as error:
                 if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
                     raise

@@ -215,9 +215,9 @@ def _cut_tail(train: _Side, validation: _Side, fraction: float) -> None:
     kept = train.tokens - held_out
     bytes_per_token = train.bytes / train.tokens
     tokens = np.fromfile(train.tokens_path, dtype=train.dtype)
-    tokens[:kept].tofile(train.tokens_path)
-    tokens[kept:].tofile(validation.tokens_path)
-    np.zeros(1, np.uint64).tofile(validation.offsets_path)
+    train.tokens_path.write_bytes(tokens[:kept].tobytes())
+    validation.tokens_path.write_bytes(tokens[kept:].tobytes())
+    validation.offsets_path.write_bytes(np.zeros(1, np.uint64).tobytes())
     validation.documents, validation.tokens = 1, held_out
     validation.bytes = round(held_out * bytes_per_token)
     train.tokens, train.bytes = kept, train.bytes - validation.bytes

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from smollm.config.model import ModelConfig
-from smollm.files import write_json
+from smollm.files import disk_errors, write_atomically, write_json
 
 
 def write_model(
@@ -25,7 +25,8 @@ def write_model(
     """
     directory.mkdir(parents=True, exist_ok=True)
     half = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in weights.items()}
-    save_file(half, directory / "model.safetensors", metadata={"format": "pt"})
+    with disk_errors(directory / "model.safetensors"):
+        save_file(half, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)  # the library makes it private
     special = {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id}
     write_json(
@@ -54,7 +55,7 @@ def write_model(
     )
     write_json(directory / "generation_config.json", special)
     end_of_text = tokenizer.id_to_token(end_of_text_id)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    write_atomically(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_json(
         directory / "tokenizer_config.json",
         {

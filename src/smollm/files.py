@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -47,6 +50,18 @@ def replace_directory(source: Path, target: Path) -> None:
     for file in sorted(source.rglob("*")):
         if file.is_file():
             link_or_copy(file, target / file.relative_to(source))
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise as an OSError what a library tells in words of its own (`... (os error 28)`) of writing `path`."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code.group(1)), os.strerror(int(code.group(1))), str(path)) from error
 
 
 def file_digest(path: Path, algorithm: str) -> str:

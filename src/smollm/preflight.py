@@ -4,14 +4,15 @@ It refuses or lets pass, and changes nothing that is computed.
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smollm.config.file import Config, load
 from smollm.config.model import ModelConfig
-from smollm.config.training import TrainingConfig
+from smollm.config.training import OptimizerKind, TrainingConfig
 from smollm.errors import PipelineError, StorageError, TrainingError
+from smollm.live_state import Workspace
 from smollm.throughput import flops_per_token, parameter_count
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _SLOWEST = 1e10
 """FLOP/s of a machine so slow that there is none: what ends in time on it needs no measuring."""
+
+_BUSY = 2.0
+"""How much faster a machine may be than it was measured while it did something else."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ class Preflight:
             TrainingError: they would.
         """
         if not self.is_short(steps):
-            rate = hardware.product_rate()
+            rate = _BUSY * hardware.product_rate()
             seconds = self.step_flops / rate
-            self._check(steps, seconds, "at least", f"{rate / 1e9:,.0f} GFLOP/s, as fast as {hardware.name} multiplies")
+            self._check(
+                steps, seconds, "at least", f"{rate / 1e9:,.0f} GFLOP/s, faster than {hardware.name} multiplies"
+            )
 
     def check_pace(self, steps: int, seconds: float) -> None:
         """Refuse `steps` steps of so many seconds each, as measured.
@@ -58,6 +64,27 @@ class Preflight:
             TrainingError: they take too long.
         """
         self._check(steps, seconds, "about", f"{seconds:,.2f} s a step")
+
+    def check_disk(self, checkpoints: Path, keep: int) -> None:
+        """Refuse a disk without room for the checkpoints that are kept and the one that is being written.
+
+        Args:
+            checkpoints: the folder they are written to; those that are there count.
+            keep: how many are kept.
+
+        Raises:
+            StorageError: there is less room.
+        """
+        size = checkpoint_bytes(self.model, self.training.optimizer.kind)
+        there = sum(file.stat().st_size for file in checkpoints.glob("step-*/*"))
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(checkpoints).free
+        needed = (keep + 1) * size - there
+        if free < needed:
+            raise StorageError(
+                f"{self.stage}: the disk must have {needed / 1e9:,.3g} GB free for {keep + 1} checkpoints of "
+                f"{size / 1e9:,.3g} GB, got {free / 1e9:,.3g} GB; free some, or lower runtime.keep_checkpoints"
+            )
 
     def _check(self, steps: int, seconds: float, how: str, pace: str) -> None:
         hours = steps * seconds / 3600
@@ -84,44 +111,37 @@ class Preflight:
         return max(fitting, key=lambda name: fitting[name], default=None)
 
 
-def refuse_endless(params: Path) -> None:
+def refuse_endless(workspace: Workspace) -> None:
     """Refuse, before the text is read, training that cannot end in time on this machine.
+
+    A stage whose result DVC has for these params may not run at all, and one whose device is not here
+    will not: they are left to their own check.
 
     Raises:
         TrainingError: a training stage cannot.
     """
-    config = load(params)
+    config = load(workspace.directory / "params.yaml")
     for stage in ("pretrain", "finetune"):
         training = _training(config, stage)
-        preflight = Preflight(stage, config.model, training, config.runtime.max_hours, params.parent / "presets")
-        if not preflight.is_short(training.steps):
-            from smollm.hardware import choose  # brings torch, which a short one does not need here
+        limit = Preflight(stage, config.model, training, config.runtime.max_hours, workspace.directory / "presets")
+        if limit.is_short(training.steps) or workspace.recorded_params(stage) == workspace.params(stage):
+            continue
+        from smollm.hardware import choose  # brings torch, which a short one does not need here
 
-            preflight.check_bound(training.steps, choose(config.runtime))
+        try:
+            hardware = choose(config.runtime)
+        except TrainingError:
+            continue
+        limit.check_bound(training.steps, hardware)
 
 
-def check_disk(stage: str, checkpoints: Path, model: ModelConfig, keep: int) -> None:
-    """Refuse a disk without room for the checkpoints of a stage: those kept, one being written, and DVC's.
-
-    Args:
-        stage: for the message.
-        checkpoints: the folder they are written to; what it holds already counts.
-        model: weights and two moments of it, in float32, are a checkpoint.
-        keep: how many are kept.
-
-    Raises:
-        StorageError: there is less room.
-    """
-    size = 12 * parameter_count(model)
-    there = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())
-    needed = (keep + 2) * size - there
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(checkpoints).free
-    if free < needed:
-        raise StorageError(
-            f"{stage}: the disk must have {needed / 1e9:,.3g} GB free for {keep + 2} checkpoints of "
-            f"{size / 1e9:,.3g} GB, got {free / 1e9:,.3g} GB; free some, or lower runtime.keep_checkpoints"
-        )
+def checkpoint_bytes(model: ModelConfig, kind: OptimizerKind) -> int:
+    """Size of a checkpoint: weights and two moments in float32; with Muon the hidden matrices have one moment."""
+    parameters = parameter_count(model)
+    outside = replace(model, num_hidden_layers=0)
+    norms = 2 * model.num_hidden_layers * model.hidden_size
+    hidden = parameters - parameter_count(outside) - norms if kind is OptimizerKind.MUON else 0
+    return 4 * (3 * parameters - hidden)
 
 
 def _step_flops(model: ModelConfig, training: TrainingConfig) -> float:

@@ -19,6 +19,12 @@ def say(line: str) -> None:
         sys.stdout.flush()
 
 
+def duration(seconds: float) -> str:
+    """A duration as [hours:]minutes:seconds."""
+    text: str = tqdm.format_interval(seconds)
+    return text
+
+
 class Progress:
     """A bar over `total` units (None: unknown), or a line now and then where nobody watches a terminal."""
 
@@ -46,14 +52,8 @@ class Progress:
                 say(f"{self.title}: {self.done:,} {self.unit}{values}")
             else:
                 rate = (self.done - self._first) / max(now - self._began, 1e-9)
-                left = self.format((self.total - self.done) / max(rate, 1e-9))
+                left = duration((self.total - self.done) / max(rate, 1e-9))
                 say(f"{self.title}: {self.unit} {self.done}/{self.total}{values}  {left} left")
-
-    @staticmethod
-    def format(seconds: float) -> str:
-        """A duration as [hours:]minutes:seconds."""
-        text: str = tqdm.format_interval(seconds)
-        return text
 
     def close(self) -> None:
         with suppress(OSError):

@@ -1,24 +1,34 @@
-"""Remove the live states that nobody will go on with: ``python -m smollm.tidy``, at the end of `make repro`.
+"""Remove what is left of edits that were taken back: ``python -m smollm.tidy``, the last step of `make repro`.
 
-A stage removes those of its own edits when it starts; those of an edit that was taken back, whose
-result DVC restores without starting anything, are left to this.
+DVC restores the result of values that ran before without starting a stage, so that no stage can. To be
+run when `dvc repro` has brought everything up to date: nothing is left to go on with.
 """
 
 import time
 from pathlib import Path
 
-from smollm.live_state import Workspace, drop_abandoned, drop_recorded
+from smollm.live_state import Workspace, drop_all
+from smollm.pipeline import main
 from smollm.progress import say
-from smollm.tracking.outbox import abandon
+from smollm.tracking.outbox import abandon, send_waiting
 from smollm.tracking.store import Store
 
 
-def main() -> None:
+def tidy() -> None:
     workspace = Workspace.find(Path.cwd())
     store = Store.of(workspace.root)
-    drop_recorded(workspace)
-    drop_abandoned(workspace, say, lambda directory: abandon(directory, store, time.time()))
+    abandoned: list[Path] = []
+
+    def close(directory: Path) -> None:
+        abandon(directory, store, time.time())
+        abandoned.append(directory)
+
+    drop_all(workspace, say, close)
+    for failure in workspace.directory.glob("reports/*/failure.json"):
+        failure.unlink()
+    if abandoned:
+        send_waiting(store)
 
 
 if __name__ == "__main__":
-    main()
+    main(tidy)

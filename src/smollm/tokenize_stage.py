@@ -13,7 +13,7 @@ from smollm.config.corpus import CorpusConfig
 from smollm.config.tokenizer import TokenizerConfig
 from smollm.config.tracking import TrackingConfig
 from smollm.corpus import Source
-from smollm.files import replace_directory, write_json
+from smollm.files import replace_directory, write_atomically, write_json
 from smollm.live_state import Workspace
 from smollm.pipeline import StageRun, Story
 from smollm.progress import Progress, say
@@ -48,8 +48,7 @@ class TokenizeStage:
         began = time.monotonic()
         texts = encode.training_texts(sources["pretrain"], self.tokenizer.train_megabytes, fraction)
         made = tokenizer.obtain(self.tokenizer, texts, self.workspace.directory)
-        (data / "tokenizer").mkdir(parents=True)
-        made.save(str(data / "tokenizer" / "tokenizer.json"))
+        write_atomically(data / "tokenizer" / "tokenizer.json", made.to_str(pretty=True))
         vocab_size = tokens.vocabulary_size(made)
         run.log(
             f"tokenizer of {vocab_size:,} tokens ({self.tokenizer.source.value}) in {time.monotonic() - began:.1f} s"

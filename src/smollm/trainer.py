@@ -10,19 +10,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from smollm import generate
-from smollm.batches import Batches, Ids
+from smollm.batches import Batches
 from smollm.checkpoint import Checkpoint, CheckpointStore, TrainerState
 from smollm.config.evaluation import EvaluationConfig
 from smollm.config.runtime import Precision
 from smollm.config.training import TrainingConfig
 from smollm.errors import CheckpointError, Interrupted, NonFinite, TrainingError
 from smollm.evaluate import Evaluator
+from smollm.failure import sequences_alone
 from smollm.hardware import Hardware, seconds_since_start
 from smollm.journal import Journal
 from smollm.model import LlamaForCausalLM
@@ -35,13 +37,8 @@ from smollm.throughput import flops_per_token, model_flops_utilization, peak_tfl
 _MOST_SKIPPED = 50
 """A loss scale of 2^16 has been halved to nothing long before."""
 
-_PACE_STEPS = 3
-"""Steps of a process after which its pace is known; the first one, which warms up, is not counted."""
-
-
-def _json(value: float) -> float | str:
-    """JSON has no word for what is not finite."""
-    return value if math.isfinite(value) else str(value)
+_PACE_STEPS, _PACE_SECONDS = 20, 30.0
+"""After so many steps or seconds the pace is known: that of the fastest step but the first, which warms up."""
 
 
 class StopSignal:
@@ -152,7 +149,7 @@ class Trainer:
         if self.done == 0:
             self._validate()
         window: list[float] = []
-        pace: list[float] = []
+        pace: list[float] | None = []
         while self.done < training.steps:
             began = time.perf_counter()
             rate = learning_rate(self.done + 1, training.steps, training.optimizer.lr, training.schedule)
@@ -161,10 +158,11 @@ class Trainer:
             last = self.done == training.steps
             window.append(time.perf_counter() - began)
             self._useful_seconds += window[-1]
-            if len(pace) < _PACE_STEPS:
+            if pace is not None:
                 pace.append(window[-1])
-                if len(pace) == _PACE_STEPS:
-                    on_pace(sum(pace[1:]) / len(pace[1:]))
+                if len(pace) == _PACE_STEPS or (len(pace) > 2 and sum(pace) > _PACE_SECONDS):
+                    on_pace(min(pace[1:]))
+                    pace = None
             if self.done == 1 or last or self.done % training.log_every_steps == 0:
                 self.journal.append("step", self.step, train_loss=loss, gradient_norm=norm, learning_rate=rate)
                 speed = self._record_speed(window)
@@ -207,7 +205,16 @@ class Trainer:
         loss_value, norm_value = torch.stack((total, norm)).tolist()
         has_overflown = not math.isfinite(norm_value)
         if not math.isfinite(loss_value) or (has_overflown and not self.scaler.is_enabled()):
-            raise self._non_finite(inputs, targets, loss_value, norm_value, rate)
+            self.optimizer.zero_grad()
+            raise self._non_finite(
+                self.step + 1,
+                f"loss and gradient must be finite, got loss {loss_value} and gradient norm {norm_value} at step "
+                f"{self.step + 1}, which was not taken",
+                sequences_alone(self.model, self.batches, self.done + 1, self.hardware),
+                loss=loss_value,
+                gradient_norm=norm_value,
+                learning_rate=rate,
+            )
         if has_overflown:
             self._note_skip()
         else:
@@ -232,31 +239,18 @@ class Trainer:
                 f"in a row without, up to step {step}; set runtime.precision to fp32 or bf16"
             )
 
-    def _non_finite(self, inputs: Ids, targets: Ids, loss: float, norm: float, rate: float) -> NonFinite:
-        """The error for a step, with the loss and the gradient's norm of each of its sequences by itself."""
-        sequences: list[dict[str, object]] = []
-        with torch.compiler.set_stance("force_eager"):
-            for row, start in enumerate(self.batches.starts(self.done + 1)):
-                self.optimizer.zero_grad()
-                ids, following = (self._to_device(array[row : row + 1]) for array in (inputs, targets))
-                with self.hardware.autocast():
-                    alone = self.model.loss(ids, following)
-                alone.backward()  # type: ignore[no-untyped-call]
-                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-                numbers = {"loss": alone.item(), "gradient_norm": get_total_norm(gradients).item()}
-                sequences.append({"first_token": start, **{name: _json(value) for name, value in numbers.items()}})
-        self.optimizer.zero_grad()
-        stage, step = self.plan.stage, self.step + 1
+    def _non_finite(self, step: int, what: str, sequences: list[dict[str, Any]], **values: object) -> NonFinite:
+        """The error for numbers of `step` that are not finite."""
+        stage = self.plan.stage
+        where = f"; its text is in reports/{stage}/failure.json and in MLflow" if sequences else ""
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
         return NonFinite(
-            f"{stage}: loss and gradient must be finite, got loss {loss} and gradient norm {norm} at step {step}, "
-            f"which was not taken; its text is in reports/{stage}/failure.json; lower {stage}.optimizer.lr",
+            f"{stage}: {what}{where}; lower {stage}.optimizer.lr",
             {
                 "step": step,
-                "loss": _json(loss),
-                "gradient_norm": _json(norm),
-                "learning_rate": rate,
+                **values,
                 "precision": self.hardware.precision.value,
-                "loss_scale": self.scaler.get_scale() if self.scaler.is_enabled() else None,
+                "loss_scale": scale,
                 "sequences": sequences,
             },
         )
@@ -297,6 +291,10 @@ class Trainer:
 
     def _validate(self) -> None:
         result = self.evaluator(self.model)
+        if not math.isfinite(result.loss):
+            raise self._non_finite(
+                self.step, f"the validation loss must be finite, got {result.loss} after step {self.step}", []
+            )
         self.journal.append("validation", self.step, loss=result.loss, bits_per_byte=result.bits_per_byte)
 
     def _sample(self) -> None:
@@ -307,6 +305,8 @@ class Trainer:
         self.journal.append("sample", self.step, prompts=list(plan.evaluation.prompts), texts=texts)
 
     def _save(self) -> None:
+        if not torch.isfinite(get_total_norm(self.model.parameters())):
+            raise self._non_finite(self.step, f"all weights must be finite, got others after step {self.step}", [])
         self.journal.sync()
         scaler = self.scaler.state_dict()
         state = TrainerState(

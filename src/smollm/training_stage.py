@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from smollm import checkpoint, export, hardware, pipeline, provenance, report
+from smollm import checkpoint, export, failure, hardware, pipeline, provenance, report
 from smollm.batches import Batches, validation_windows
 from smollm.checkpoint import Checkpoint, CheckpointStore
 from smollm.config.evaluation import EvaluationConfig
@@ -20,17 +19,17 @@ from smollm.config.tracking import TrackingConfig
 from smollm.config.training import TrainingConfig
 from smollm.errors import CheckpointError, ConfigError, NonFinite
 from smollm.evaluate import Evaluator
-from smollm.files import replace_directory, write_json
+from smollm.files import replace_directory
 from smollm.live_state import Workspace
 from smollm.micro_batch import rehearse
 from smollm.model import LlamaForCausalLM
 from smollm.optim import Optimizer
 from smollm.pipeline import StageRun, Story
-from smollm.preflight import Preflight, check_disk
-from smollm.progress import Progress, say
+from smollm.preflight import Preflight
+from smollm.progress import Progress, duration, say
 from smollm.seeding import seed_everything
 from smollm.throughput import flops_per_token, parameter_count
-from smollm.tokens import TRAIN, VALIDATION, documents_of, open_tokenizer, open_tokens, read_manifest, token_bytes
+from smollm.tokens import TRAIN, VALIDATION, open_tokenizer, open_tokens, read_manifest, token_bytes
 from smollm.tracking.delivery import Dataset
 from smollm.trainer import Plan, StopSignal, Trainer
 
@@ -79,12 +78,32 @@ class TrainingStage:
         return open_tokenizer(self.workspace.directory / "data/tokenizer/tokenizer.json"), manifest
 
     def _work(self, run: StageRun) -> None:
-        (run.reports / "failure.json").unlink(missing_ok=True)  # of an attempt that failed
+        self._failure(run).unlink(missing_ok=True)  # of an attempt before
         seed_everything(self.seed)
         machine = hardware.choose(self.runtime)
         start = self._start()
         first_step = start.state.step if start else 0
         self._announce(run, machine, first_step)
+        store = CheckpointStore(
+            run.state.directory / "checkpoints", self.runtime.keep_checkpoints, run.state.fingerprint
+        )
+        resumed = store.newest(lambda line: run.log(line, first_step))
+        limit = Preflight(
+            self.name, self.model, self.training, self.runtime.max_hours, self.workspace.directory / "presets"
+        )
+        limit.check_disk(store.directory, store.keep)
+        limit.check_bound(self.training.steps - (resumed.state.step - first_step if resumed else 0), machine)
+        trainer = self._build(run, machine, store, first_step)
+        if resumed:
+            trainer.restore(resumed)
+            run.log(f"resumed from step {resumed.state.step}", resumed.state.step)
+        elif start:
+            trainer.restore(start)
+            run.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
+        self._train(run, trainer, limit)
+
+    def _build(self, run: StageRun, machine: hardware.Hardware, store: CheckpointStore, first_step: int) -> Trainer:
+        """A trainer at the stage's beginning, with the micro-batch that fits."""
         text, manifest = self._load_tokenizer()
         length = self.training.sequence_length
         sides = {side: open_tokens(self._tokens / f"{side}.bin", manifest["dtype"]) for side in (TRAIN, VALIDATION)}
@@ -92,70 +111,43 @@ class TrainingStage:
         windows = validation_windows(sides[VALIDATION], length, self.evaluation.validation_tokens, self.name)
         model = LlamaForCausalLM(self.model).to(machine.device)
         optimizer = Optimizer(model, self.training.optimizer, machine.dtype)
-        store = CheckpointStore(run.state.directory / "checkpoints", self.runtime.keep_checkpoints)
-        resumed = store.newest(lambda line: run.log(line, first_step))
-        done = resumed.state.step - first_step if resumed else 0
-        limit = Preflight(
-            self.name, self.model, self.training, self.runtime.max_hours, self.workspace.directory / "presets"
-        )
-        limit.check_bound(self.training.steps - done, machine)
-        check_disk(self.name, store.directory, self.model, store.keep)
         micro_batch = rehearse(
             model, batches, self.runtime.micro_batch_size, machine, lambda line: run.log(line, first_step)
         )
         self._note_hardware(run, machine, model.is_compiled, micro_batch, first_step)
-        trainer = Trainer(
-            Plan(
-                self.name,
-                run.state.fingerprint,
-                self.seed,
-                first_step,
-                self.training,
-                self.evaluation,
-                self.runtime.checkpoint_every_steps,
-            ),
-            model,
-            optimizer,
-            batches,
-            Evaluator(windows, token_bytes(text), micro_batch, machine),
-            text,
-            machine,
-            run.state.journal,
-            store,
+        plan = Plan(
+            self.name,
+            run.state.fingerprint,
+            self.seed,
+            first_step,
+            self.training,
+            self.evaluation,
+            self.runtime.checkpoint_every_steps,
         )
-        if resumed:
-            trainer.restore(resumed)
-            run.log(f"resumed from step {resumed.state.step}", resumed.state.step)
-        elif start:
-            trainer.restore(start)
-            run.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
+        evaluator = Evaluator(windows, token_bytes(text), micro_batch, machine)
+        return Trainer(plan, model, optimizer, batches, evaluator, text, machine, run.state.journal, store)
+
+    def _train(self, run: StageRun, trainer: Trainer, limit: Preflight) -> None:
+        """Train, saying how long it takes, and writing down a step that fails."""
 
         def on_pace(seconds: float) -> None:
             steps = self.training.steps - trainer.done
             limit.check_pace(steps, seconds)
-            time = Progress.format(steps * seconds)
-            run.log(f"{steps} more steps take about {time}, at {1000 * seconds:,.4g} ms a step", trainer.step)
+            took = f"about {duration(steps * seconds)}, at {1000 * seconds:,.4g} ms a step"
+            run.log(f"{steps} more steps take {took}", trainer.step)
 
         progress = Progress(self.name, self.training.steps, trainer.done)
-        with closing(store), closing(progress), StopSignal() as stop:
+        with closing(trainer.store), closing(progress), StopSignal() as stop:
             try:
                 trainer.run(stop, progress, on_pace)
             except NonFinite as error:
-                self._write_failure(run, error, text, batches.length)
+                path = self._failure(run)
+                failure.write(path, error.values, trainer.batches, self._tokens, trainer.tokenizer)
+                run.artifacts["failure.json"] = path
                 raise
 
-    def _write_failure(self, run: StageRun, error: NonFinite, text: Tokenizer, length: int) -> None:
-        """Write the step that failed to reports/, with the documents and the text of each of its sequences."""
-        offsets, names = documents_of(self._tokens, TRAIN)
-        stream = open_tokens(self._tokens / f"{TRAIN}.bin", read_manifest(self._tokens)["dtype"])
-        for sequence in error.values["sequences"]:
-            start = sequence["first_token"]
-            first, last = np.searchsorted(offsets, [start, start + length], side="right") - 1
-            sequence["documents"] = names[first : last + 1]
-            sequence["text"] = text.decode(stream[start : start + length + 1].tolist(), skip_special_tokens=False)
-        path = run.reports / "failure.json"
-        write_json(path, error.values)
-        run.artifacts["failure.json"] = path
+    def _failure(self, run: StageRun) -> Path:
+        return run.reports / "failure.json"
 
     def _announce(self, run: StageRun, machine: hardware.Hardware, first_step: int) -> None:
         """One line on what the stage will do."""
@@ -192,7 +184,7 @@ class TrainingStage:
 
     def _publish(self, run: StageRun) -> None:
         directory = self.workspace.directory
-        store = CheckpointStore(run.state.directory / "checkpoints", 1)
+        store = CheckpointStore(run.state.directory / "checkpoints", 1, run.state.fingerprint)
         newest = store.newest(run.log)
         last = max(record.step for record in run.state.journal.records() if record.kind == "step")
         if newest is None or newest.state.step != last:

@@ -86,16 +86,21 @@ def _lock(store: Store) -> AbstractContextManager[None]:
     return locked(_folder(store) / ".lock")
 
 
-def main() -> None:
-    """Send what waits in the outbox of the repository in the working directory."""
-    store = Store.of(Path.cwd())
+def send_waiting(store: Store) -> bool:
+    """Send what waits for `store`, saying how much; return whether nothing is left."""
     there = len(waiting(store))
     try:
         left = send(store.client(), store, lambda line: print(line, file=sys.stderr)) if there else 0
     except Exception as error:  # whatever a store or the way to it raises
-        sys.exit(f"ERROR: MLflow ({store.shown}) must answer, got {store.reason(error)}; try again later")
+        print(f"ERROR: MLflow ({store.shown}) must answer, got {store.reason(error)}; try again later", file=sys.stderr)
+        return False
     print(f"{there - left} of {there} waiting runs sent to {store.shown}")
-    sys.exit(1 if left else 0)
+    return not left
+
+
+def main() -> None:
+    """Send what waits in the outbox of the repository in the working directory."""
+    sys.exit(0 if send_waiting(Store.of(Path.cwd())) else 1)
 
 
 if __name__ == "__main__":

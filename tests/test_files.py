@@ -1,0 +1,36 @@
+"""Files written whole, and the errors of a disk as errors of a disk."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from smollm.files import disk_errors, write_atomically
+
+
+def test_an_error_that_a_library_puts_in_words_is_told_as_the_disks(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError) as caught, disk_errors(tmp_path):
+        save_file({"a": torch.ones(1)}, tmp_path)
+    assert caught.value.filename == str(tmp_path)
+    with pytest.raises(OSError, match="No space left on device") as full, disk_errors(tmp_path / "x"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert full.value.errno == errno.ENOSPC
+
+
+def test_any_other_error_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wrong"), disk_errors(tmp_path):
+        raise ValueError("wrong")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    write_atomically(path, "old\r\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            write_atomically(path, "new")
+    assert path.read_bytes() == b"old\r\n"
+    write_atomically(path, "new")
+    assert path.read_bytes() == b"new"
