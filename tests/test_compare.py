@@ -15,6 +15,9 @@ RUNS = pd.DataFrame(
         "tags.git.commit": ["0123456789", "abcdef0123", None],
         "metrics.train/loss": [2.0, 1.0, 3.0],
         "metrics.validation/bits_per_byte": [1.2, 1.1, None],
+        "metrics.validation/best_bits_per_byte": [1.1, 1.1, None],
+        "tags.dvc.out.checkpoints/pretrain": ["0123456789.dir", None, "of another stage"],
+        "tags.dvc.out.checkpoints/finetune": [None, None, "fedcba9876.dir"],
         "params.pretrain.optimizer.lr": ["0.1", "0.2", None],
         "params.seed": ["1", "1", "2"],
         "params.model.hidden_size": ["64", "64", "64"],
@@ -32,6 +35,12 @@ def test_only_params_that_differ_within_a_stage_are_shown() -> None:
 def test_newest_first_or_sorted_by_a_column() -> None:
     assert list(table(RUNS, None, "started")["run"]) == ["c", "b", "a"]
     assert list(table(RUNS, None, "bits_per_byte")["run"]) == ["b", "a", "c"]
+
+
+def test_a_run_has_its_best_value_and_the_digest_of_its_checkpoint() -> None:
+    compared = table(RUNS, None, "started")
+    assert list(compared["checkpoint"]) == ["fedcba98", "", "01234567"]
+    assert list(compared["best_bits_per_byte"])[1:] == [1.1, 1.1]
 
 
 def test_one_stage_alone() -> None:

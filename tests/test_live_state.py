@@ -227,6 +227,19 @@ def test_a_recorded_state_goes_when_any_stage_starts(workspace: Workspace) -> No
     assert mine.directory.exists(), "dvc.lock does not know it yet"
 
 
+def test_a_state_whose_run_cannot_be_put_aside_is_kept(workspace: Workspace) -> None:
+    def refuse(_: Path) -> None:
+        raise OSError("no space left")
+
+    with state(workspace) as first:
+        first.mark_complete()
+    record(workspace, first)
+    with LiveState("later", workspace, print, refuse):
+        assert first.directory.exists()
+    with LiveState("later", workspace, print, lambda _: None):
+        assert not first.directory.exists()
+
+
 def test_an_unfinished_state_outlives_the_start_of_other_stages(workspace: Workspace) -> None:
     with state(workspace) as first:
         pass

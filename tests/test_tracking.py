@@ -10,8 +10,8 @@ from workspace import empty_store
 from smollm.files import write_json
 from smollm.journal import Journal, Record
 from smollm.tracking import outbox
-from smollm.tracking.delivery import Dataset, Delivery, Description, Ending, metrics
-from smollm.tracking.store import Store
+from smollm.tracking.delivery import Dataset, Delivery, Description, Ending, Version, metrics
+from smollm.tracking.store import Deadline, Store
 from smollm.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_late
     state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    tracker = Tracker(state, store, 0.01, 10.0, said.append)
+    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
     with monkeypatch.context() as dead:
         dead.setattr(Store, "client", lambda self: DeadClient())
         tracker.start(DESCRIPTION)
@@ -237,6 +237,61 @@ def test_a_continued_run_is_running_again_and_then_finished(state: Path, store: 
     assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4, 5]
 
 
+def test_a_finished_run_has_one_version_in_the_registry(state: Path, store: Store, client: "MlflowClient") -> None:
+    version = Version("smollm", "| bits per byte | 1.2 |", {"md5": "0" * 32, "metrics.bits_per_byte": "1.2"}, "model")
+    (state / "pointer.json").write_text("{}")
+    delivery = Delivery(state, store)
+    delivery.end(Ending("FINISHED", 1_700_000_100.0, {}, version), {"model/pointer.json": state / "pointer.json"})
+    delivery.send(client)
+    # as if killed before the end was noted
+    (state / "delivery.json").write_text((state / "delivery.json").read_text().replace('"done": true', '"done": false'))
+    Delivery(state, store).send(client)
+    (found,) = client.search_model_versions("name = 'smollm'")
+    run = only_run(client)
+    assert (found.run_id, found.source) == (run.info.run_id, f"runs:/{run.info.run_id}/model")
+    assert found.tags == version.tags
+    assert found.description == version.description
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "model")] == ["model/pointer.json"]
+
+
+def test_after_its_deadline_a_store_is_asked_no_more(state: Path, store: Store, client: "MlflowClient") -> None:
+    deadline = Deadline()
+    delivery = Delivery(state, store, deadline)
+    deadline.set(-1)
+    deadline.set(60)  # no later one moves it
+    with pytest.raises(TimeoutError, match="too slowly"):
+        delivery.send(client)
+    assert delivery.state["offset"] == 0
+    Delivery(state, store).send(client)
+    assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4]
+
+
+def test_a_run_that_waits_already_is_not_closed_again(state: Path, store: Store) -> None:
+    delivery = Delivery(state, store)
+    delivery.end(Ending("FINISHED", 1_700_000_100.0), {})
+    outbox.put_aside(delivery)
+    (waiting,) = outbox.waiting(store)
+    shutil.rmtree(waiting)  # sent by another process
+    outbox.abandon(state, store, 0.0)
+    assert outbox.waiting(store) == []
+
+
+def test_the_oldest_run_is_sent_first(state: Path, store: Store) -> None:
+    for mark in ("aaa-1700000000300", "bbb-1700000000100", "ccc-1700000000200"):
+        text = (state / "description.json").read_text()
+        other = state.parent / mark
+        shutil.copytree(state, other)
+        (other / "description.json").write_text(text.replace(DESCRIPTION.mark, mark))
+        outbox.put_aside(Delivery(other, store))
+    assert [path.name[:3] for path in outbox.waiting(store)] == ["bbb", "ccc", "aaa"]
+
+
+def test_a_page_is_named_for_a_server_and_without_its_password() -> None:
+    server = Store("https://me:word@host:5000", Path("x"))
+    assert server.page("1", "abc") == "https://host:5000/#/experiments/1/runs/abc"
+    assert Store("sqlite:///x.db", Path("x")).page("1", "abc") is None
+
+
 def test_another_store_gets_the_whole_run(state: Path, store: Store, client: "MlflowClient", tmp_path: Path) -> None:
     Delivery(state, store).send(client)
     root = tmp_path / "other"
@@ -271,11 +326,11 @@ def test_a_run_that_goes_on_is_not_ended_by_its_older_copy_in_the_outbox(
 ) -> None:
     with monkeypatch.context() as dead:
         dead.setattr(Store, "client", lambda self: DeadClient())
-        stopped = Tracker(state, store, 0.01, 10.0, lambda line: None)
+        stopped = Tracker(state, store, 0.01, 10.0, 60.0, lambda line: None)
         stopped.start(DESCRIPTION)
         stopped.end(Ending("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
     assert len(outbox.waiting(store)) == 1
-    again = Tracker(state, store, 0.01, 10.0, pytest.fail)
+    again = Tracker(state, store, 0.01, 10.0, 60.0, pytest.fail)
     again.start(DESCRIPTION)
     again.end(Ending("FINISHED", 1_700_000_200.0), {})
     assert outbox.send(client, store, pytest.fail) == 0

@@ -55,6 +55,8 @@ def environment() -> dict[str, str]:
     kept.pop("PYTHONPATH", None)
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     kept["GIT_CONFIG_GLOBAL"] = os.devnull
+    # threads gain nothing on models this small, and on a busy machine they wait for each other
+    kept["OMP_NUM_THREADS"] = "1"
     return kept
 
 

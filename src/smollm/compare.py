@@ -20,9 +20,11 @@ _COLUMNS = {
     "metrics.train/loss": "train_loss",
     "metrics.validation/loss": "validation_loss",
     "metrics.validation/bits_per_byte": "bits_per_byte",
+    "metrics.validation/best_bits_per_byte": "best_bits_per_byte",
     "metrics.speed/tokens_per_second": "tokens_per_second",
     "start_time": "started",
     "tags.git.commit": "commit",
+    "checkpoint": "checkpoint",
     "run_id": "run_id",
 }
 
@@ -40,9 +42,10 @@ def table(runs: pd.DataFrame, stage: str | None, sort: str) -> pd.DataFrame:
     """
     if stage is not None:
         runs = runs.loc[runs["tags.stage"] == stage]
+    stages = runs.get("tags.stage", pd.Series(dtype=str))
+    runs = runs.assign(checkpoint=_checkpoints(runs, stages))
     kept = runs.reindex(columns=list(_COLUMNS)).rename(columns=_COLUMNS)
     kept["commit"] = kept["commit"].str[:8]
-    stages = runs.get("tags.stage", pd.Series(dtype=str))
     params = [column for column in runs.columns if column.startswith("params.")]
     differing = [
         column for column in params if any(part[column].nunique(dropna=True) > 1 for _, part in runs.groupby(stages))
@@ -52,6 +55,16 @@ def table(runs: pd.DataFrame, stage: str | None, sort: str) -> pd.DataFrame:
     if sort not in kept.columns:
         raise SystemExit(f"ERROR: --sort must name a column, got {sort!r}; use one of {', '.join(kept.columns)}")
     return kept.sort_values(sort, ascending=sort != "started", na_position="last").reset_index(drop=True)
+
+
+def _checkpoints(runs: pd.DataFrame, stages: "pd.Series[str]") -> "pd.Series[str]":
+    """DVC's digest of each run's checkpoint, as its remote names it; empty where it has none."""
+    digests = pd.Series("", index=runs.index)
+    for stage in stages.dropna().unique():
+        column = f"tags.dvc.out.checkpoints/{stage}"
+        if column in runs:
+            digests = digests.mask(stages == stage, runs[column].fillna("").str[:8])
+    return digests
 
 
 def _short(number: float) -> str:

@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -87,26 +88,31 @@ class Workspace:
         return entry
 
 
-def drop_recorded(workspace: Workspace) -> None:
-    """Remove the states of stages that are done and recorded by DVC: nobody goes on with those."""
+def drop_recorded(workspace: Workspace, on_removal: Callable[[Path], None]) -> None:
+    """Remove the states of stages that are done and recorded by DVC: nobody goes on with those.
+
+    Args:
+        workspace: whose dvc.lock tells.
+        on_removal: called with the folder of each before it is removed; an OSError keeps it.
+    """
     for stage, directory in workspace.states():
         if _is_complete(directory) and workspace.is_recorded(stage, directory.name):
-            _remove(directory, workspace)
+            _remove(directory, workspace, on_removal)
     for grave in (workspace.root / ".resume").glob("*/.*"):  # of a process that was killed while it removed a state
         shutil.rmtree(grave, ignore_errors=True)
 
 
-def drop_all(workspace: Workspace, say: Callable[[str], None], on_abandoned: Callable[[Path], None]) -> None:
+def drop_all(workspace: Workspace, say: Callable[[str], None], on_removal: Callable[[Path], None]) -> None:
     """Remove every state that no process holds, once `dvc repro` has brought all stages up to date.
 
     Args:
         workspace: where it has.
         say: prints a line for the user.
-        on_abandoned: called with the folder of each unfinished one before it is removed.
+        on_removal: as for `drop_recorded`.
     """
-    drop_recorded(workspace)
+    drop_recorded(workspace, on_removal)
     for stage, directory in workspace.states():
-        _remove(directory, workspace, _abandoning(stage, directory, say, on_abandoned))
+        _remove(directory, workspace, _announced(stage, say, on_removal))
 
 
 def fingerprint_of(command: str, inputs: dict[str, str | None], params: dict[str, Any]) -> str:
@@ -131,14 +137,15 @@ class LiveState:
         stage: str,
         workspace: Workspace,
         say: Callable[[str], None],
-        on_abandoned: Callable[[Path], None],
+        on_removal: Callable[[Path], None],
     ) -> None:
         """
         Args:
             stage: name in dvc.yaml.
             workspace: where it runs.
             say: prints a line for the user.
-            on_abandoned: called with the folder of each abandoned state before it is removed.
+            on_removal: called with the folder of each state that nobody goes on with before it is removed; an
+                OSError keeps it.
 
         Raises:
             StateError: another process of this workspace runs the stage.
@@ -147,7 +154,7 @@ class LiveState:
         self.inputs = workspace.inputs(stage)
         self.fingerprint = workspace.fingerprint(stage, self.inputs)
         self.directory = workspace.root / ".resume" / stage / self.fingerprint
-        self._on_abandoned = on_abandoned
+        self._on_removal = on_removal
 
     def __enter__(self) -> "LiveState":
         self._visit_others()
@@ -158,7 +165,7 @@ class LiveState:
             for path in sorted(self.directory.iterdir(), key=lambda path: path.name == "complete"):
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        drop_recorded(self.workspace)
+        drop_recorded(self.workspace, self._on_removal)
         self.journal = Journal(self.directory / "journal.jsonl")
         return self
 
@@ -216,8 +223,7 @@ class LiveState:
         """Refuse to run beside a process of this workspace; remove states that nobody will continue."""
         for stage, directory in self.workspace.states():
             if stage == self.stage and directory != self.directory:
-                abandoning = _abandoning(stage, directory, self._say, self._on_abandoned)
-                holder = _remove(directory, self.workspace, abandoning)
+                holder = _remove(directory, self.workspace, _announced(stage, self._say, self._on_removal))
                 if holder and holder.get("workspace") == str(self.workspace.directory):
                     self._refuse(holder)
 
@@ -233,18 +239,16 @@ def _is_complete(directory: Path) -> bool:
     return (directory / "complete").exists()
 
 
-def _abandoning(
-    stage: str, directory: Path, say: Callable[[str], None], on_abandoned: Callable[[Path], None]
-) -> Callable[[], None]:
-    def abandon() -> None:
+def _announced(stage: str, say: Callable[[str], None], on_removal: Callable[[Path], None]) -> Callable[[Path], None]:
+    def announce(directory: Path) -> None:
         say(f"{stage}: removing the state of a run with other inputs ({directory.name})")
-        on_abandoned(directory)
+        on_removal(directory)
 
-    return abandon
+    return announce
 
 
-def _remove(directory: Path, workspace: Workspace, before: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
-    """Remove a state, after calling `before`, unless a process holds it, which is returned, or others may want it."""
+def _remove(directory: Path, workspace: Workspace, on_removal: Callable[[Path], None]) -> dict[str, Any] | None:
+    """Remove a state, unless a process holds it, which is returned, or others may want it."""
     try:
         file = (directory / "lock").open("a+")
     except FileNotFoundError:  # another process has just removed it
@@ -252,12 +256,13 @@ def _remove(directory: Path, workspace: Workspace, before: Callable[[], None] = 
     with file:
         holder = _lock(file, workspace)
         if holder is None and not _is_for_others(file, workspace):
-            before()
-            # renamed first: a kill in between leaves nothing that passes for a state
-            grave = directory.with_name(f".{directory.name}")
-            shutil.rmtree(grave, ignore_errors=True)
-            directory.rename(grave)
-            shutil.rmtree(grave, ignore_errors=True)
+            with suppress(OSError):
+                on_removal(directory)
+                # renamed first: a kill in between leaves nothing that passes for a state
+                grave = directory.with_name(f".{directory.name}")
+                shutil.rmtree(grave, ignore_errors=True)
+                directory.rename(grave)
+                shutil.rmtree(grave, ignore_errors=True)
         return holder
 
 

@@ -1,26 +1,31 @@
 """What the three stages have in common: live state, tracking, publishing, and how they end."""
 
 import errno
+import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smollm import provenance
+from smollm.config.file import read_values
 from smollm.config.tracking import TrackingConfig
 from smollm.errors import Interrupted, PipelineError
 from smollm.files import dvc_digest, write_json
 from smollm.journal import COMPLETE
 from smollm.live_state import LiveState, Workspace
 from smollm.progress import say
-from smollm.tracking.delivery import Dataset, Description, Ending
+from smollm.tracking.delivery import Dataset, Description, Ending, Version
 from smollm.tracking.outbox import abandon
 from smollm.tracking.store import Store
 from smollm.tracking.tracker import Tracker
+
+_NAMED = 4
+"""Differences from the preset that fit into the name of a run."""
 
 
 @dataclass
@@ -35,6 +40,8 @@ class StageRun:
     """Files for MLflow, by their path there; added while publishing."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What run.json says beside the run's identity: speed, above all."""
+    registers: str | None = None
+    """Model in MLflow's registry that gets a version of this run's result."""
 
     @property
     def reports(self) -> Path:
@@ -85,6 +92,7 @@ def run_stage(
             store,
             tracking.send_every_seconds,
             tracking.system_metrics_every_seconds,
+            tracking.finish_seconds,
             lambda line: say(f"{name}: {line}"),
         )
         tracker.start(_describe(run, tracking.experiment, story(run)))
@@ -103,7 +111,8 @@ def run_stage(
             _write_run_json(run, tracker)
             tags = _output_tags(run)
             run.artifacts["params.yaml"] = params
-        tracker.end(Ending("FINISHED", time.time(), tags), run.artifacts)
+            version = _version(run, tags) if run.registers else None
+        tracker.end(Ending("FINISHED", time.time(), tags, version), run.artifacts)
 
 
 @contextmanager
@@ -114,8 +123,7 @@ def _ending(run: StageRun, tracker: Tracker) -> Iterator[None]:
     except BaseException as error:
         status = "KILLED" if isinstance(error, Interrupted | SystemExit) else "FAILED"
         tags = {"error": f"{type(error).__name__}: {str(error).strip()}"}
-        with suppress(OSError):  # a full disk: the next start goes on with the run
-            tracker.end(Ending(status, time.time(), tags), run.artifacts)
+        tracker.end(Ending(status, time.time(), tags), run.artifacts)
         raise
 
 
@@ -123,11 +131,11 @@ def _describe(run: StageRun, experiment: str, story: Story) -> Description:
     workspace = run.workspace
     git = provenance.git_state(workspace.directory)
     dvc = provenance.dvc_state()
-    name = "-".join(filter(None, [run.name, dvc.get("dvc.experiment"), run.state.fingerprint[:6]]))
+    name = " ".join(filter(None, [run.name, *_differences(run), dvc.get("dvc.experiment")]))
     inputs = {f"dvc.dep.{path}": digest or "" for path, digest in run.state.inputs.items() if not path.endswith(".py")}
     started = time.time()
     return Description(
-        mark=f"{run.state.fingerprint}-{int(started * 1000)}",
+        mark=f"{run.state.fingerprint}-{int(started * 1000)}",  # the outbox sorts by the time in it
         experiment=experiment,
         run_name=name,
         started=started,
@@ -146,6 +154,37 @@ def _describe(run: StageRun, experiment: str, story: Story) -> Description:
         parent_run_id=story.parent_run_id,
         parent_mark=story.parent_mark,
     )
+
+
+def _differences(run: StageRun) -> list[str]:
+    """The preset that the params come from, and the stage's settings that differ from it, the first few."""
+    workspace = run.workspace
+    preset = str(read_values(workspace.directory / "params.yaml").get("preset"))
+    base = workspace.directory / "presets" / f"{preset}.yaml"
+    changed = provenance.differences(workspace.params(run.name), read_values(base)) if base.exists() else []
+    more = [f"+{len(changed) - _NAMED}"] if len(changed) > _NAMED else []
+    return [preset, *changed[:_NAMED], *more]
+
+
+def _version(run: StageRun, tags: dict[str, str]) -> Version:
+    """The entry for MLflow's registry: a pointer to the model that DVC holds, with its metrics."""
+    path = f"models/{run.name}"
+    pointer = {
+        "path": path,
+        "md5": tags[f"dvc.out.{path}"],
+        "remote": provenance.dvc_remote(run.workspace.directory),
+        "checkpoint": f"checkpoints/{run.name}",
+        "checkpoint_md5": tags[f"dvc.out.checkpoints/{run.name}"],
+        "restore": tags["restore"],
+    }
+    file = run.state.directory / "pointer.json"
+    write_json(file, pointer)
+    run.artifacts["model/pointer.json"] = file
+    metrics: dict[str, Any] = json.loads((run.reports / "metrics.json").read_text(encoding="utf-8"))
+    rows = "".join(f"| {name} | {value} |\n" for name, value in metrics.items())
+    description = f"| | |\n|---|---|\n{rows}\n```\n{tags['restore']}\n```\n"
+    shown = {**pointer, **{f"metrics.{name}": str(value) for name, value in metrics.items()}}
+    return Version(str(run.registers), description, shown, "model")
 
 
 def _declared(run: StageRun, kind: str) -> list[str]:

@@ -1,13 +1,16 @@
 """Where a result comes from: code, environment, data; and the commands that bring it back."""
 
+import configparser
 import getpass
 import importlib.metadata
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 
 def git_state(workspace: Path) -> dict[str, str]:
@@ -46,6 +49,28 @@ def restore_command(digest: str, paths: list[str]) -> str:
     find = f"commit=$(git log --all --format=%H -S {digest} -- dvc.lock | tail -n 1)"
     check = '{ test -n "$commit" || { echo "no commit holds this result"; false; }; }'
     return f"{find} && {check} && git checkout $commit && dvc pull --force {' '.join(paths)}"
+
+
+def dvc_remote(workspace: Path) -> str:
+    """Address of DVC's default remote, without user and password; empty where there is none."""
+    config = configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error):
+        config.read([workspace / ".dvc" / "config", workspace / ".dvc" / "config.local"])
+    name = config.get("core", "remote", fallback="")
+    url = config.get(f"'remote \"{name}\"'", "url", fallback="")
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else url
+
+
+def differences(values: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    """``name=value`` for every setting of `values` that `base` sets otherwise, sections within sections."""
+    found: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            found += differences(value, base[key])
+        elif value != base.get(key):
+            found.append(f"{key}={value}")
+    return found
 
 
 def environment() -> dict[str, object]:

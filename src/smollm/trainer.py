@@ -97,7 +97,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=scaled)
         self.done = 0
         """Steps done in this stage."""
-        self._skips = [record.step for record in journal.records() if record.kind == "skip"]
+        earlier = journal.records()
+        self._skips = [record.step for record in earlier if record.kind == "skip"]
+        self._bits_per_byte = {r.step: r.values["bits_per_byte"] for r in earlier if r.kind == "validation"}
         self._skipped = 0
         """Steps skipped in a row."""
         self._useful_seconds, self._earlier_seconds = self._seconds_before()
@@ -295,7 +297,15 @@ class Trainer:
             raise self._non_finite(
                 self.step, f"the validation loss must be finite, got {result.loss} after step {self.step}", []
             )
-        self.journal.append("validation", self.step, loss=result.loss, bits_per_byte=result.bits_per_byte)
+        self._bits_per_byte[self.step] = result.bits_per_byte
+        best = min(value for step, value in self._bits_per_byte.items() if step <= self.step)
+        self.journal.append(
+            "validation",
+            self.step,
+            loss=result.loss,
+            bits_per_byte=result.bits_per_byte,
+            best_bits_per_byte=best,
+        )
 
     def _sample(self) -> None:
         plan = self.plan

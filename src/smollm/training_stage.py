@@ -208,6 +208,11 @@ class TrainingStage:
         run.facts["device"] = next(r.values["device_name"] for r in reversed(records) if r.kind == "hardware")
         names = ("metrics.json", "training_log.txt", "loss.svg", "losses.tsv", "validation.tsv", "speed.tsv")
         run.artifacts |= {name: run.reports / name for name in names}
+        if self.continues is not None:
+            run.registers = self.tracking.registered_model
+        if self.tracking.store_weights:
+            model = directory / "models" / self.name
+            run.artifacts |= {f"model/{file.name}": file for file in model.iterdir()}
         self._say_summary(run, records)
 
     def _say_summary(self, run: StageRun, records: list[Any]) -> None:

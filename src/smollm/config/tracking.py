@@ -14,3 +14,9 @@ class TrackingConfig:
     """How often new points go to MLflow."""
     system_metrics_every_seconds: Annotated[float, above(0)]
     """How often CPU, memory, disk, network and GPU use are measured."""
+    finish_seconds: Annotated[float, above(0)]
+    """How long the end of a stage waits for MLflow; what is left then is sent later."""
+    registered_model: Annotated[str | None, NOT_EMPTY]
+    """Name in MLflow's registry, which gets a version for each finished finetune; null: none."""
+    store_weights: bool
+    """Whether MLflow gets a copy of the model's folder; DVC has it in any case."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm.files import link_or_copy, write_json
 from smollm.journal import EVENT, Record, read
-from smollm.tracking.store import Store
+from smollm.tracking.store import Deadline, Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +28,7 @@ METRICS = {
     ("skip", "total"): "train/skipped_steps",
     ("validation", "loss"): "validation/loss",
     ("validation", "bits_per_byte"): "validation/bits_per_byte",
+    ("validation", "best_bits_per_byte"): "validation/best_bits_per_byte",
     ("speed", "tokens_per_second"): "speed/tokens_per_second",
     ("speed", "step_ms"): "speed/step_ms",
     ("speed", "mfu"): "speed/mfu",
@@ -74,6 +75,19 @@ class Description:
 
 
 @dataclass(frozen=True)
+class Version:
+    """A model version for MLflow's registry: it points at what DVC holds."""
+
+    model: str
+    """Name of the registered model."""
+    description: str
+    """Markdown."""
+    tags: dict[str, str]
+    source: str
+    """Artifact of the run that the version points at."""
+
+
+@dataclass(frozen=True)
 class Ending:
     """How a run ended."""
 
@@ -81,13 +95,15 @@ class Ending:
     """FINISHED, FAILED or KILLED."""
     ended: float
     tags: dict[str, str] = field(default_factory=dict)
+    version: Version | None = None
 
 
 class Delivery:
     """One run on its way to MLflow."""
 
-    def __init__(self, directory: Path, store: Store) -> None:
+    def __init__(self, directory: Path, store: Store, deadline: Deadline | None = None) -> None:
         self.directory, self.store = directory, store
+        self._deadline = deadline or Deadline()
         self._state_file = directory / "delivery.json"
         state = read_json(self._state_file)
         fresh = {"store": store.key, "store_shown": store.shown, "offset": 0}
@@ -99,6 +115,11 @@ class Delivery:
         return run_id
 
     @property
+    def page(self) -> str | None:
+        """Where a browser shows the run."""
+        return self.store.page(self.state["experiment_id"], self.state["run_id"])
+
+    @property
     def mark(self) -> str:
         mark: str = read_json(self.directory / "description.json")["mark"]
         return mark
@@ -108,7 +129,7 @@ class Delivery:
         return bool(self.state.get("done"))
 
     def send(self, client: "MlflowClient") -> None:
-        """Send all that MLflow has not acknowledged; raises what MLflow raises."""
+        """Send all that MLflow has not acknowledged; raises what MLflow raises, or TimeoutError."""
         if not (self.directory / "description.json").exists():
             self._note(done=True)  # killed before it could say what it was
             return
@@ -118,13 +139,22 @@ class Delivery:
         self._send_journal(client, run_id)
         ending = read_json(self.directory / "status.json")
         if ending and not self.is_done:
-            self._finish(client, run_id, Ending(**ending))
+            version = ending.pop("version", None)
+            self._finish(client, run_id, Ending(**ending, version=Version(**version) if version else None))
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether a copy of all of it waits in the outbox."""
+        return bool(self.state.get("aside"))
+
+    def note_aside(self) -> None:
+        self._note(aside=True)
 
     def reopen(self) -> None:
         """Go on with a run that ended early."""
         (self.directory / "status.json").unlink(missing_ok=True)
-        if self.run_id:
-            self._note(done=False, reopen=True)
+        if self.run_id or self.is_aside:
+            self._note(done=False, aside=False, reopen=True)
 
     def end(self, ending: Ending, artifacts: dict[str, Path]) -> None:
         """Note how the run ended, with the files to upload, by their path in MLflow."""
@@ -182,6 +212,7 @@ class Delivery:
         description = self._description()
         params = [Param(name, value[:6000]) for name, value in description.params.items()]
         for start in range(0, len(params), _PARAMS_BATCH):
+            self._deadline.check()
             client.log_batch(run_id, params=params[start : start + _PARAMS_BATCH])
         inputs = [
             DatasetInput(
@@ -191,6 +222,7 @@ class Delivery:
             for one in description.datasets
         ]
         if inputs:
+            self._deadline.check()
             client.log_inputs(run_id, inputs)
         self._note(described=True)
 
@@ -222,9 +254,11 @@ class Delivery:
     def _send_batch(
         self, client: "MlflowClient", run_id: str, batch: list[Any], tags: list[Any], samples: list[Record], offset: int
     ) -> None:
+        self._deadline.check()
         if batch or tags:
             client.log_batch(run_id, metrics=batch, tags=tags)
         for record in samples:
+            self._deadline.check()
             texts = zip(record.values["prompts"], record.values["texts"], strict=True)
             text = "\n\n----\n\n".join(prompt + text for prompt, text in texts)
             client.log_text(run_id, text + "\n", f"samples/step-{record.step:08d}.txt")
@@ -243,17 +277,44 @@ class Delivery:
             if record.kind == "sample"
             for prompt, text in zip(record.values["prompts"], record.values["texts"], strict=True)
         ]
+        self._deadline.check()
         client.log_dict(run_id, {"columns": ["step", "prompt", "text"], "data": rows}, "samples.json")
-        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "samples.json", "type": "table"}]))
+        if not self.state.get("table"):
+            client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "samples.json", "type": "table"}]))
+            self._note(table=True)
 
     def _finish(self, client: "MlflowClient", run_id: str, ending: Ending) -> None:
+        from mlflow.entities import RunTag
+
         artifacts = self.directory / "artifacts"
-        if artifacts.exists():
-            client.log_artifacts(run_id, str(artifacts))
-        for name, value in ending.tags.items():
-            client.set_tag(run_id, name, value[:5000])
+        for file in sorted(path for path in artifacts.rglob("*") if path.is_file()):
+            self._deadline.check()
+            folder = file.parent.relative_to(artifacts)
+            client.log_artifact(run_id, str(file), None if folder == Path() else folder.as_posix())
+        self._deadline.check()
+        client.log_batch(run_id, tags=[RunTag(name, value[:5000]) for name, value in ending.tags.items()])
+        if ending.version is not None:
+            self._register(client, run_id, ending.version)
+        self._deadline.check()
         client.set_terminated(run_id, ending.status, int(ending.ended * 1000))
         self._note(done=True)
+
+    def _register(self, client: "MlflowClient", run_id: str, version: Version) -> None:
+        """Add a version to the registry, unless the run has one."""
+        from mlflow.exceptions import MlflowException
+
+        self._deadline.check()
+        try:
+            client.create_registered_model(version.model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        self._deadline.check()
+        if not client.search_model_versions(f"name = '{version.model}' and run_id = '{run_id}'"):
+            source = f"runs:/{run_id}/{version.source}"
+            client.create_model_version(
+                version.model, source, run_id, tags=version.tags, description=version.description
+            )
 
 
 def _find(client: "MlflowClient", experiment: str, mark: str) -> str | None:

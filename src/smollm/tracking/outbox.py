@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING
 
 from smollm.files import write_json
 from smollm.tracking.delivery import Delivery, Ending, read_json
-from smollm.tracking.store import Store, locked
+from smollm.tracking.store import Deadline, Store, locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 def put_aside(delivery: Delivery) -> None:
-    """Copy a delivery to the outbox, from where it is sent later."""
+    """Copy a delivery to the outbox, from where it is sent later.
+
+    Raises:
+        OSError: there is no room for it; what is there already stays.
+    """
     directory = delivery.directory
     if not (directory / "description.json").exists():  # killed before it could say what it was
         return
@@ -36,6 +40,7 @@ def put_aside(delivery: Delivery) -> None:
             shutil.copytree(directory / "artifacts", draft / "artifacts")
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
+    delivery.note_aside()
 
 
 def withdraw(delivery: Delivery) -> None:
@@ -45,15 +50,19 @@ def withdraw(delivery: Delivery) -> None:
 
 
 def abandon(directory: Path, store: Store, ended: float) -> None:
-    """Have the run of a live state that nobody will continue closed as KILLED."""
+    """Leave no run behind whose live state is about to go: close it as KILLED, unless it has ended.
+
+    Raises:
+        OSError: there is no room for it in the outbox.
+    """
     delivery = Delivery(directory, store)
-    if not delivery.is_done:
+    if not delivery.is_done and not delivery.is_aside:
         if not (directory / "status.json").exists():
             delivery.end(Ending("KILLED", ended), {})
         put_aside(delivery)
 
 
-def send(client: "MlflowClient", store: Store, warn: Callable[[str], None]) -> int:
+def send(client: "MlflowClient", store: Store, warn: Callable[[str], None], deadline: Deadline | None = None) -> int:
     """Send every delivery of the outbox that is meant for `store`; return how many are left there."""
     left = 0
     with _lock(store):
@@ -64,7 +73,7 @@ def send(client: "MlflowClient", store: Store, warn: Callable[[str], None]) -> i
                 warn(f"outbox: {directory.name} is for {state.get('store_shown')}; set MLFLOW_TRACKING_URI to send it")
                 continue
             try:
-                Delivery(directory, store).send(client)
+                Delivery(directory, store, deadline).send(client)
             except Exception as error:  # whatever a store or the way to it raises
                 left += 1
                 warn(f"outbox: {directory.name} not sent, {store.reason(error)}")
@@ -74,8 +83,8 @@ def send(client: "MlflowClient", store: Store, warn: Callable[[str], None]) -> i
 
 
 def waiting(store: Store) -> list[Path]:
-    """Folders of the deliveries in the outbox."""
-    return sorted(_folder(store).glob("[!.]*"))
+    """Folders of the deliveries in the outbox, the oldest run first: a parent comes before its children."""
+    return sorted(_folder(store).glob("[!.]*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def _folder(store: Store) -> Path:
@@ -94,7 +103,7 @@ def send_waiting(store: Store) -> bool:
     except Exception as error:  # whatever a store or the way to it raises
         print(f"ERROR: MLflow ({store.shown}) must answer, got {store.reason(error)}; try again later", file=sys.stderr)
         return False
-    print(f"{there - left} of {there} waiting runs sent to {store.shown}")
+    print(f"{there - left} of {there} waiting runs sent to {store.shown}" if there else "no waiting runs")
     return not left
 
 

@@ -2,7 +2,9 @@
 
 import fcntl
 import logging
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,25 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
+
+
+class Deadline:
+    """A time after which MLflow is no longer waited for; there is none until it is set."""
+
+    def __init__(self) -> None:
+        self._end = math.inf
+
+    def set(self, seconds: float) -> None:
+        """Wait for `seconds` more at most."""
+        self._end = min(self._end, time.monotonic() + seconds)
+
+    def check(self) -> None:
+        """
+        Raises:
+            TimeoutError: the time is over.
+        """
+        if time.monotonic() > self._end:
+            raise TimeoutError("it answers too slowly to be waited for")
 
 
 @dataclass(frozen=True)
@@ -41,10 +62,16 @@ class Store:
         netloc = urlsplit(self.uri).netloc
         return self.uri.replace(netloc, netloc.rpartition("@")[2], 1) if "@" in netloc else self.uri
 
+    def page(self, experiment_id: str, run_id: str) -> str | None:
+        """Address of a run's page, without user and password; None where no server shows it."""
+        is_server = self.uri.startswith(("http://", "https://"))
+        return f"{self.shown}/#/experiments/{experiment_id}/runs/{run_id}" if is_server else None
+
     def client(self) -> "MlflowClient":
         """A client of the store, whose tables exist."""
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would show user and password
         for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
         import mlflow

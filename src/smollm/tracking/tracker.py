@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smollm.files import write_json
 from smollm.tracking import outbox
 from smollm.tracking.delivery import Delivery, Description, Ending
-from smollm.tracking.store import Store
+from smollm.tracking.store import Deadline, Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,11 +25,14 @@ class Tracker:
         store: Store,
         send_every_seconds: float,
         system_metrics_every_seconds: float,
-        warn: Callable[[str], None],
+        finish_seconds: float,
+        say: Callable[[str], None],
     ) -> None:
-        self.delivery = Delivery(directory, store)
-        self.store, self._warn = store, warn
+        self._deadline = Deadline()
+        self.delivery = Delivery(directory, store, self._deadline)
+        self.store, self._say = store, say
         self._every, self._system_every = send_every_seconds, system_metrics_every_seconds
+        self._finish_seconds = finish_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._client: MlflowClient | None = None
@@ -49,7 +52,8 @@ class Tracker:
         self._thread.start()
 
     def drain(self) -> None:
-        """Stop the thread and send what is left, if MLflow answers."""
+        """Stop the thread and send what is left, if MLflow answers in time."""
+        self._deadline.set(self._finish_seconds)
         self._stop.set()
         self._thread.join()
         if self._monitor is not None:
@@ -60,15 +64,20 @@ class Tracker:
     def end(self, ending: Ending, artifacts: dict[str, Path]) -> None:
         """End the run; where MLflow does not answer, leave all of it in the outbox."""
         self.drain()
-        self.delivery.end(ending, artifacts)
-        self._try()
-        if not self.delivery.is_done:
-            outbox.put_aside(self.delivery)
-            self._warn(f"MLflow ({self.store.shown}) lacks part of this run; `make sync` sends it later")
+        try:
+            self.delivery.end(ending, artifacts)
+            self._try()
+            if self.delivery.is_done and self.delivery.page:
+                self._say(f"MLflow: {self.delivery.page}")
+            if not self.delivery.is_done:
+                outbox.put_aside(self.delivery)
+                self._say(f"MLflow ({self.store.shown}) lacks part of this run; `make sync` sends it later")
+        except OSError as error:  # a full disk is no reason for a stage to fail that has done its work
+            self._say(f"MLflow ({self.store.shown}) lacks part of this run, and there is no room to keep it: {error}")
 
     def _work(self) -> None:
         try:
-            outbox.send(self._client_of_store(), self.store, self._warn)  # a parent may be among them
+            outbox.send(self._client_of_store(), self.store, self._say, self._deadline)  # a parent may be among them
         except Exception:  # as in _try, which says so
             self._client = None
         self._try()
@@ -85,7 +94,7 @@ class Tracker:
             self.error = self.store.reason(error)
             if not self._warned:
                 self._warned = True
-                self._warn(f"MLflow ({self.store.shown}) does not answer; training goes on. {self.error}")
+                self._say(f"MLflow ({self.store.shown}) does not answer; training goes on. {self.error}")
 
     def _client_of_store(self) -> "MlflowClient":
         if self._client is None:
