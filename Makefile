@@ -14,6 +14,8 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export VIRTUAL_ENV := $(abspath $(VENV))
 endif
 export PYTHONPATH := $(CURDIR)/src
+# two files of tests at a time; the tests of a file share what they have run
+PYTEST := pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test test-slow coverage check ui compare push sync
@@ -44,14 +46,14 @@ else
 endif
 
 test: $(ready)  ## the fast tests (minutes)
-	@python3 -m pytest -m "not slow"
+	@python3 -m $(PYTEST) -m "not slow"
 
 test-slow: $(ready)  ## the long tests
-	@python3 -m pytest -m slow
+	@python3 -m $(PYTEST) -m slow
 
 coverage: $(ready)  ## which lines of src/smollm no test runs (both sets of tests)
 	@python3 -m coverage erase
-	@python3 -m coverage run -m pytest
+	@python3 -m coverage run -m $(PYTEST)
 	@python3 -m coverage combine --quiet
 	@python3 -m coverage report
 
