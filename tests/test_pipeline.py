@@ -210,6 +210,8 @@ def test_an_edit_reruns_what_depends_on_it_and_no_more(finished: Clone) -> None:
     assert finished.repro() == ["pretrain", "finetune"]
     finished.set({"corpus.max_megabytes": 0.8})
     assert finished.repro() == ["tokenize", "pretrain", "finetune"]
+    finished.run("git", "checkout", "--", "params.yaml")
+    assert finished.repro() == []
 
 
 def test_mlflow_and_dvc_name_the_same_inputs(finished: Clone) -> None:
