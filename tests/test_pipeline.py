@@ -109,6 +109,17 @@ def test_run_json_leads_to_the_run(finished: Clone) -> None:
         assert values["mlflow_tracking_uri"] == "sqlite:///mlruns/mlflow.db"
 
 
+def test_make_compare_shows_each_run_and_writes_them_as_csv(finished: Clone) -> None:
+    shown = finished.run("make", "compare", "VENV=", "ARGS=--sort bits_per_byte --csv runs.csv").stdout
+    table = (finished.directory / "runs.csv").read_text()
+    (finished.directory / "runs.csv").unlink()
+    for stage, of_stage in runs(finished).items():
+        assert f"{stage} test" in shown
+        assert of_stage[0].info.run_id in table
+    digest = runs(finished)["finetune"][0].data.tags["dvc.out.checkpoints/finetune"]
+    assert digest[:8] in shown
+
+
 def test_transformers_loads_the_model_and_generates(finished: Clone) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -245,7 +256,7 @@ def test_params_changed_while_a_stage_runs_never_pass_for_its_own(finished: Clon
 
 def test_known_params_come_back_without_running(finished: Clone) -> None:
     before = finished.run("git", "show", "HEAD:reports/finetune/run.json").stdout
-    finished.set({"finetune.optimizer.lr": 1e-3})
+    finished.set({"finetune.optimizer.lr": 1.5e-3})
     assert finished.repro() == ["finetune"]
     assert (finished.directory / "reports/finetune/run.json").read_text() != before
     finished.run("git", "checkout", "--", "params.yaml")
