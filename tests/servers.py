@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -138,7 +139,7 @@ def postgresql(directory: Path) -> Iterator[str]:
     directory.mkdir(parents=True)
     if user:
         for folder in (directory, *directory.parents):
-            if folder.stat().st_uid == os.geteuid() and folder.is_relative_to("/tmp"):
+            if folder.stat().st_uid == os.geteuid() and folder.is_relative_to(tempfile.gettempdir()):
                 folder.chmod(folder.stat().st_mode | 0o055)
         shutil.chown(directory, "postgres")
     password = directory / "password"
