@@ -10,7 +10,7 @@ from pathlib import Path
 from smollm.live_state import Workspace, drop_all
 from smollm.pipeline import main
 from smollm.progress import say
-from smollm.tracking.outbox import abandon, send_waiting
+from smollm.tracking.outbox import abandon, send_waiting, waiting
 from smollm.tracking.store import Store
 
 
@@ -26,7 +26,7 @@ def tidy() -> None:
     drop_all(workspace, say, close)
     for failure in workspace.directory.glob("reports/*/failure.json"):
         failure.unlink()
-    if abandoned:
+    if abandoned and waiting(store):
         send_waiting(store)
 
 
