@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_kills import assert_equals_a_run_left_alone, clone, exact_outputs, last_step
+from test_kills import assert_equals_a_run_left_alone, clone, exact_outputs, last_step, wait_for_step
 from test_pipeline import client, runs
 from workspace import Clone
 
@@ -27,9 +27,7 @@ def error_line(output: str) -> str:
 def kill_after(project: Clone, step: int) -> None:
     """kill -9 of DVC and the trainer, once pretrain has got that far."""
     with project.start() as process:
-        while last_step(project.directory) < step:
-            assert process.poll() is None
-            time.sleep(0.002)
+        wait_for_step(project, process, step)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
@@ -115,9 +113,7 @@ def test_a_full_disk_ends_with_one_line_and_costs_no_checkpoint(tmp_path: Path) 
     with small_disk(project.directory / ".resume", 16384):
         filler = project.directory / ".resume" / "filler"
         with project.start() as process:
-            while last_step(project.directory) < 12:
-                assert process.poll() is None
-                time.sleep(0.002)
+            wait_for_step(project, process, 12)
             fill(filler)
             said, _ = process.communicate()
         assert process.returncode != 0

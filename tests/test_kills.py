@@ -76,6 +76,13 @@ def last_step(directory: Path, stage: str = "pretrain") -> int:
     return int(found[-1]) if found else 0
 
 
+def wait_for_step(project: Clone, process: "subprocess.Popen[str]", step: int) -> None:
+    """Return when `pretrain`, which `process` runs, has recorded `step`."""
+    while last_step(project.directory) < step:
+        assert process.poll() is None, f"ended before step {step}"
+        time.sleep(0.002)
+
+
 def resumes(directory: Path, stage: str) -> list[int]:
     """The steps that a stage was resumed from so far."""
     return [int(step) for step in re.findall(rb"resumed from step (\d+)", journal(directory, stage))]
@@ -187,9 +194,7 @@ def test_kills_of_tokenize_at_random_moments_change_nothing(tmp_path: Path) -> N
 def test_a_stopped_stage_is_no_success_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     stopped = clone(tmp_path / "project", pretrain=60, finetune=8)
     with stopped.start() as process:
-        while last_step(stopped.directory) < 12:
-            assert process.poll() is None
-            time.sleep(0.002)
+        wait_for_step(stopped, process, 12)
         os.killpg(process.pid, number)
         said, _ = process.communicate()
     assert process.returncode != 0
@@ -205,9 +210,7 @@ def test_an_orphan_is_named_and_finishes_alone(tmp_path: Path) -> None:
     """kill -9 of DVC alone."""
     project = clone(tmp_path / "project", pretrain=60, finetune=8)
     with project.start(stdout=subprocess.DEVNULL) as process:
-        while last_step(project.directory) < 10:
-            assert process.poll() is None
-            time.sleep(0.002)
+        wait_for_step(project, process, 10)
         (lock,) = project.directory.glob(".resume/pretrain/*/lock")
         orphan = json.loads(lock.read_text())["pid"]
         os.kill(orphan, signal.SIGSTOP)  # so that it is at it for as long as it takes

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from servers import mlflow_server, postgresql, slow_way
 from test_faults import fill, small_disk
-from test_kills import clone, last_step
+from test_kills import clone, wait_for_step
 from workspace import Clone
 
 STAGES = ("tokenize", "pretrain", "finetune")
@@ -64,9 +64,7 @@ def test_a_server_that_is_killed_and_comes_back_has_all_of_it(tmp_path: Path) ->
     with mlflow_server(tmp_path / "server") as server:
         server.start()
         with project.start(MLFLOW_TRACKING_URI=server.uri) as process:
-            while last_step(project.directory) < 500:
-                assert process.poll() is None
-                time.sleep(0.01)
+            wait_for_step(project, process, 500)
             server.kill()
             said, _ = process.communicate()
         assert process.returncode == 0, said
@@ -113,9 +111,7 @@ def test_a_full_disk_under_mlruns_stops_no_training(tmp_path: Path) -> None:
         (project.directory / "mlruns" / "mlflow.db").write_bytes(content)
         filler = project.directory / "mlruns" / "filler"
         with project.start() as process:
-            while last_step(project.directory) < 50:
-                assert process.poll() is None
-                time.sleep(0.002)
+            wait_for_step(project, process, 50)
             fill(filler)
             said, _ = process.communicate()
         assert process.returncode == 0, said
@@ -134,9 +130,7 @@ def test_a_team_server_on_postgresql_serves_two_repositories_and_no_secret(tmp_p
         uri = server.uri.replace("http://", f"http://someone:{secret}@")
         said = one.dvc("repro", MLFLOW_TRACKING_URI=uri).stdout
         with other.start(MLFLOW_TRACKING_URI=uri) as process:
-            while last_step(other.directory) < 12:
-                assert process.poll() is None
-                time.sleep(0.002)
+            wait_for_step(other, process, 12)
             process.kill()
             subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
             said += process.communicate()[0]

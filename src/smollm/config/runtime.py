@@ -35,4 +35,4 @@ class RuntimeConfig:
     """How much a kill can cost."""
     keep_checkpoints: Annotated[int, at_least(1)]
     max_hours: Annotated[float, above(0)]
-    """A training stage that would take longer stops before it begins."""
+    """A training stage that would take longer is stopped at its start."""
