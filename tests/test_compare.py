@@ -21,6 +21,8 @@ RUNS = pd.DataFrame(
         "params.pretrain.optimizer.lr": ["0.1", "0.2", None],
         "params.seed": ["1", "1", "2"],
         "params.model.hidden_size": ["64", "64", "64"],
+        "tags.hardware.device_name": ["one", "another", "one"],
+        "tags.hardware.torch": ["2", "2", "2"],
     }
 )
 
@@ -32,9 +34,16 @@ def test_only_params_that_differ_within_a_stage_are_shown() -> None:
     assert "seed" not in columns
 
 
+def test_hardware_that_differs_is_shown_beside_the_speed_that_it_explains() -> None:
+    columns = list(table(RUNS, None, "started").columns)
+    assert "hardware.device_name" in columns
+    assert "hardware.torch" not in columns
+
+
 def test_newest_first_or_sorted_by_a_column() -> None:
     assert list(table(RUNS, None, "started")["run"]) == ["c", "b", "a"]
     assert list(table(RUNS, None, "bits_per_byte")["run"]) == ["b", "a", "c"]
+    assert list(table(RUNS, None, "bits_per_byte", descending=True)["run"]) == ["a", "b", "c"]
 
 
 def test_a_run_has_its_best_value_and_the_digest_of_its_checkpoint() -> None:

@@ -25,6 +25,10 @@ def project_in(directory: Path, pretrain: int = 60) -> Clone:
     return made
 
 
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
 def assert_has_all(uri: str, project: Clone) -> None:
     """The store has one finished run of each stage, each point once and in order, and all that belongs to it."""
     store = mlflow.MlflowClient(uri)
@@ -123,6 +127,7 @@ def test_a_full_disk_under_mlruns_stops_no_training(tmp_path: Path) -> None:
 
 def test_a_team_server_on_postgresql_serves_two_repositories_and_no_secret(tmp_path: Path) -> None:
     one, other = project_in(tmp_path / "one"), project_in(tmp_path / "other")
+    one.set({"tracking.store_weights": True})
     other.set({"tracking.registered_model": None, "pretrain.optimizer.lr": 1e-3, "tracking.experiment": "other"})
     with postgresql(tmp_path / "postgresql") as backend, mlflow_server(tmp_path / "server", backend) as server:
         server.start()
@@ -138,7 +143,12 @@ def test_a_team_server_on_postgresql_serves_two_repositories_and_no_secret(tmp_p
         said += other.dvc("repro", MLFLOW_TRACKING_URI=uri).stdout
         assert_has_all(server.uri, one)
         store = mlflow.MlflowClient(server.uri)
+        (version,) = store.search_model_versions("name = 'smollm'")
+        served = content(Path(store.download_artifacts(version.run_id, "model", str(tmp_path))))
+        assert served.pop("pointer.json")
+        assert served == content(one.directory / "models/finetune")
         theirs = store.search_runs([store.get_experiment_by_name("other").experiment_id])
+        assert not any(store.list_artifacts(run.info.run_id, "model") for run in theirs)
         statuses = [(run.data.tags["stage"], run.info.status) for run in theirs]
         assert sorted(statuses) == [
             ("finetune", "FINISHED"),

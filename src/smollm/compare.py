@@ -1,6 +1,6 @@
-"""A table of all runs: what differs in their params, how well they did, how fast they were.
+"""A table of all runs: what differs in their params and hardware, how well they did, how fast they were.
 
-``python3 -m smollm.compare [--stage S] [--sort COLUMN] [--csv FILE]`` (`make compare`)
+``python3 -m smollm.compare [--stage S] [--sort COLUMN] [--descending] [--csv FILE]`` (`make compare`)
 """
 
 import argparse
@@ -29,13 +29,18 @@ _COLUMNS = {
 }
 
 
-def table(runs: pd.DataFrame, stage: str | None, sort: str) -> pd.DataFrame:
-    """One row a run, with a column for each param that is not the same in all runs of a stage.
+_VARYING = {"params.": "", "tags.hardware.": "hardware."}
+"""Prefixes of the columns that are shown where they differ, and what stands for them in the table."""
+
+
+def table(runs: pd.DataFrame, stage: str | None, sort: str, descending: bool = False) -> pd.DataFrame:
+    """One row a run, with a column for each param and hardware tag that is not the same in all runs of a stage.
 
     Args:
         runs: what `mlflow.search_runs` gives.
         stage: only runs of this stage; None for all.
         sort: a column of the result; unknown ones are refused.
+        descending: largest first; the newest come first in any case.
 
     Raises:
         SystemExit: there is no such column.
@@ -46,15 +51,16 @@ def table(runs: pd.DataFrame, stage: str | None, sort: str) -> pd.DataFrame:
     runs = runs.assign(checkpoint=_checkpoints(runs, stages))
     kept = runs.reindex(columns=list(_COLUMNS)).rename(columns=_COLUMNS)
     kept["commit"] = kept["commit"].str[:8]
-    params = [column for column in runs.columns if column.startswith("params.")]
-    differing = [
-        column for column in params if any(part[column].nunique(dropna=True) > 1 for _, part in runs.groupby(stages))
-    ]
-    for column in differing:
-        kept.insert(kept.columns.get_loc("train_loss"), column.removeprefix("params."), runs[column])  # type: ignore[arg-type]
+    for prefix, shown in _VARYING.items():
+        for column in runs.columns[runs.columns.str.startswith(prefix)]:
+            if any(part[column].nunique(dropna=True) > 1 for _, part in runs.groupby(stages)):
+                name = shown + column.removeprefix(prefix)
+                kept.insert(kept.columns.get_loc("train_loss"), name, runs[column])  # type: ignore[arg-type]
     if sort not in kept.columns:
         raise SystemExit(f"ERROR: --sort must name a column, got {sort!r}; use one of {', '.join(kept.columns)}")
-    return kept.sort_values(sort, ascending=sort != "started", na_position="last").reset_index(drop=True)
+    return kept.sort_values(sort, ascending=not (descending or sort == "started"), na_position="last").reset_index(
+        drop=True
+    )
 
 
 def _checkpoints(runs: pd.DataFrame, stages: "pd.Series[str]") -> "pd.Series[str]":
@@ -75,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the runs that MLflow holds.")
     parser.add_argument("--stage", choices=("tokenize", "pretrain", "finetune"))
     parser.add_argument("--sort", default="started", metavar="COLUMN")
+    parser.add_argument("--descending", action="store_true", help="largest first")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
     arguments = parser.parse_args()
     workspace = Workspace.find(Path.cwd())
@@ -86,7 +93,7 @@ def main() -> None:
     runs = store.search_runs(experiment)
     if runs.empty:
         raise SystemExit(f"No runs yet in experiment {experiment!r} of {store.shown}; `dvc repro` makes some")
-    compared = table(runs, arguments.stage, arguments.sort)
+    compared = table(runs, arguments.stage, arguments.sort, arguments.descending)
     if arguments.csv:
         compared.to_csv(arguments.csv, index=False)
     with pd.option_context("display.width", None, "display.max_columns", None, "display.max_colwidth", 40):

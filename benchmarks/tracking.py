@@ -1,0 +1,210 @@
+"""What MLflow costs training, and how long a table of many runs takes.
+
+    PYTHONPATH=src:tests python3 benchmarks/tracking.py [--rounds 5] [--steps 300] [--runs 100]
+
+The tiny preset's own trainer on random tokens, each round once without MLflow and once with each of:
+the repository's SQLite, a server that is not there, one that answers after five seconds. Prints the
+median milliseconds a step (journal, samples, validation and checkpoints included in all of them), and
+the median over the rounds of the difference to the same round without MLflow. Then stores many runs
+of 5000 steps as the tracker would, and times `python3 -m smollm.compare` on them as a user waits for it.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from servers import free_port, mlflow_server, slow_way
+
+from smollm import hardware, provenance, tokenizer
+from smollm.batches import Batches, validation_windows
+from smollm.checkpoint import CheckpointStore
+from smollm.config.file import Config, load
+from smollm.evaluate import Evaluator
+from smollm.files import write_json
+from smollm.journal import Journal
+from smollm.model import LlamaForCausalLM
+from smollm.optim import Optimizer
+from smollm.progress import Progress
+from smollm.tokens import token_bytes
+from smollm.tracking.delivery import Delivery, Description, Ending
+from smollm.tracking.store import Store
+from smollm.tracking.tracker import Tracker
+from smollm.trainer import Plan, StopSignal, Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+NONE = "no MLflow"
+
+
+class Training:
+    """A model in training on random tokens, as the pipeline trains one."""
+
+    def __init__(self, config: Config, steps: int) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.machine = config, hardware.choose(config.runtime)
+        self.training = dataclasses.replace(config.pretrain, steps=steps)
+        texts = (str(number) + " " for number in range(100_000))
+        small = dataclasses.replace(config.tokenizer, vocab_size=300)
+        self.tokenizer = tokenizer.obtain(small, texts, ROOT)
+        self.tokens = np.random.default_rng(0).integers(0, 300, 1_000_000).astype(np.uint16)
+        self.model = LlamaForCausalLM(config.model).to(self.machine.device)
+        if self.machine.compile:
+            self.model.compile_parts()
+        self.optimizer = Optimizer(self.model, self.training.optimizer, self.machine.dtype)
+
+    def run(self, directory: Path) -> float:
+        """Train for all steps with a journal in `directory`; milliseconds a step."""
+        training, length = self.training, self.training.sequence_length
+        rows = training.sequences_per_step
+        windows = validation_windows(self.tokens, length, self.config.evaluation.validation_tokens, "pretrain")
+        plan = Plan("pretrain", "0" * 16, 1, 0, training, self.config.evaluation, 250)
+        with closing(CheckpointStore(directory / "checkpoints", 2, "0" * 16)) as store:
+            trainer = Trainer(
+                plan,
+                self.model,
+                self.optimizer,
+                Batches(self.tokens, rows, length, 1, "pretrain"),
+                Evaluator(windows, token_bytes(self.tokenizer), rows, self.machine),
+                self.tokenizer,
+                self.machine,
+                Journal(directory / "journal.jsonl"),
+                store,
+            )
+            began = time.perf_counter()
+            with StopSignal() as stop, closing(Progress("benchmark", training.steps, 0)) as progress:
+                trainer.run(stop, progress)
+            return 1000 * (time.perf_counter() - began) / training.steps
+
+
+def description(config: Config, number: int, lr: float) -> Description:
+    params = provenance.flatten(config.pretrain, "pretrain") | provenance.flatten(config.model, "model")
+    started = time.time()
+    return Description(
+        mark=f"{number:016x}-{int(started * 1000)}",
+        experiment="smollm",
+        run_name=f"pretrain tiny lr={lr:g}",
+        started=started,
+        user="benchmark",
+        params={**params, "pretrain.optimizer.lr": f"{lr:g}"},
+        tags={"stage": "pretrain", "dvc.out.checkpoints/pretrain": f"{number:032x}.dir", "git.commit": "0" * 40},
+    )
+
+
+@contextmanager
+def tracked(directory: Path, uri: str | None, config: Config) -> Iterator[None]:
+    """A tracker that sends the journal in `directory`, and has connected where it can."""
+    directory.mkdir(parents=True)
+    if uri is None:
+        yield
+        return
+    root = directory / "mlruns"
+    store = Store(uri or f"sqlite:///{root}/mlflow.db", root)
+    if not uri:
+        store.client()  # makes the tables, once in a repository's life
+    tracking = config.tracking
+    tracker = Tracker(
+        directory, store, tracking.send_every_seconds, tracking.system_metrics_every_seconds, 5.0, lambda _: None
+    )
+    tracker.start(description(config, 1, 0.1))
+    if not uri:
+        while tracker.delivery.run_id is None:
+            time.sleep(0.1)
+    yield
+    tracker.end(Ending("FINISHED", time.time()), {})
+
+
+def time_loop(config: Config, rounds: int, steps: int, directory: Path) -> None:
+    training = Training(config, steps)
+    training.run(directory / "warm")
+    with mlflow_server(directory / "server") as server:
+        server.start()
+        with slow_way(server.port) as way:
+            way.seconds = 5.0
+            dead = f"http://127.0.0.1:{free_port()}"
+            stores = {NONE: None, "SQLite": "", "a dead server": dead, "5 s an answer": way.uri}
+            taken: dict[str, list[float]] = {name: [] for name in stores}
+            for number in range(rounds):
+                for name, uri in stores.items():
+                    place = directory / f"{number}-{name}"
+                    with tracked(place, uri, config):
+                        taken[name].append(training.run(place))
+    print(f"{training.machine.name}, torch {torch.__version__}, {steps} steps in each of {rounds} rounds")
+    for name, values in taken.items():
+        more = [value - base for value, base in zip(values, taken[NONE], strict=True)]
+        share = [value / base - 1 for value, base in zip(values, taken[NONE], strict=True)]
+        print(
+            f"{name:14}  {statistics.median(values):8.2f} ms a step  {statistics.median(more):+7.2f} ms  "
+            f"{statistics.median(share):+7.1%}  (rounds {min(share):+.1%} to {max(share):+.1%})",
+            flush=True,
+        )
+
+
+def fill(store: Store, config: Config, directory: Path, runs: int) -> None:
+    """Store `runs` runs of 5000 steps, each number of which is what the tracker would send."""
+    client = store.client()
+    for number in range(runs):
+        place = directory / str(number)
+        place.mkdir(parents=True)
+        write_json(place / "description.json", dataclasses.asdict(description(config, number, 0.001 * (1 + number))))
+        with closing(Journal(place / "journal.jsonl")) as journal:
+            for step in range(config.pretrain.log_every_steps, 5001, config.pretrain.log_every_steps):
+                loss = 10 / step
+                journal.append("step", step, train_loss=loss, gradient_norm=loss, learning_rate=loss)
+                speed = {"tokens_per_second": 1e6 + step, "step_ms": loss, "mfu": loss, "goodput": loss}
+                journal.append("speed", step, **speed, peak_memory_gib=loss)
+                if step % config.pretrain.validate_every_steps == 0:
+                    journal.append("validation", step, loss=loss, bits_per_byte=loss, best_bits_per_byte=loss)
+        delivery = Delivery(place, store)
+        delivery.end(Ending("FINISHED", time.time()), {})
+        delivery.send(client)
+
+
+def time_compare(config: Config, runs: int, directory: Path) -> None:
+    clone = directory / "clone"
+    subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    store = Store.of(clone)
+    began = time.perf_counter()
+    fill(store, config, directory / "runs", runs)
+    print(f"{runs} runs of 5000 steps sent to SQLite in {time.perf_counter() - began:.0f} s")
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "smollm.compare", "--sort", "train_loss"],
+            cwd=clone,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(clone / "src")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        taken.append(time.perf_counter() - began)
+    print(
+        f"smollm.compare prints {len(done.stdout.splitlines()) - 1} runs in {statistics.median(taken):.1f} s "
+        f"({min(taken):.1f} to {max(taken):.1f})"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--runs", type=int, default=100)
+    arguments = parser.parse_args()
+    config = load(ROOT / "presets" / "tiny.yaml")
+    with tempfile.TemporaryDirectory() as directory:
+        if arguments.rounds:
+            time_loop(config, arguments.rounds, arguments.steps, Path(directory) / "loop")
+        if arguments.runs:
+            time_compare(config, arguments.runs, Path(directory) / "compare")
+
+
+if __name__ == "__main__":
+    main()
