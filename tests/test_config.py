@@ -64,8 +64,19 @@ def test_every_preset_sets_the_same_keys(preset: Path) -> None:
     assert leaves(read_values(preset)) == SETTINGS
 
 
-def test_the_full_preset_is_smollm_135m() -> None:
-    assert parameter_count(load(FULL).model) == 134_515_008
+PUBLISHED = {
+    "smollm-135m": 134_515_008,
+    "smollm-360m": 361_821_120,
+    "smollm-1.7b": 1_711_376_384,
+    "shakespeare": 134_515_008,
+    "tiny": None,  # nobody's but ours
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_has_the_parameters_of_the_published_model(preset: Path) -> None:
+    published = PUBLISHED[preset.stem]
+    assert published is None or parameter_count(load(preset).model) == published
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=".".join)
@@ -227,5 +238,7 @@ def test_a_preset_becomes_an_override_for_every_setting() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"got 'huge'; use one of smollm-135m, tiny"):
+    with pytest.raises(
+        ConfigError, match=r"got 'huge'; use one of shakespeare, smollm-1.7b, smollm-135m, smollm-360m, tiny"
+    ):
         overrides(ROOT / "presets" / "huge.yaml")

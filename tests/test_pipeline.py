@@ -73,6 +73,8 @@ def test_mlflow_has_params_metrics_inputs_and_tags(finished: Clone) -> None:
     assert run.data.params["model.hidden_size"] == "32"
     for metric in ("train/learning_rate", "train/gradient_norm", "speed/tokens_per_second", "memory/peak_gib"):
         assert metric in run.data.metrics
+    facts = finished.json("reports/pretrain/run.json")
+    assert run.data.metrics["speed/median_tokens_per_second"] == facts["tokens_per_second"]
     tags = run.data.tags
     commit = finished.run("git", "rev-parse", "HEAD~1").stdout.strip()
     assert tags["git.commit"] == tags["mlflow.source.git.commit"] == commit
@@ -99,6 +101,8 @@ def test_mlflow_has_samples_log_and_picture(finished: Clone) -> None:
     mlflow.set_experiment("smollm")
     table = mlflow.load_table("samples.json", run_ids=[run.info.run_id])
     assert list(table["step"]) == [20, 20, 20, 40, 40, 40]
+    assert list(table.columns[:2]) == ["sample", "text"], "MLflow groups by the first and compares the second"
+    assert table["sample"][1] == "step 20: def main("
     assert list(table["prompt"][:3]) == ["import ", "def main(", "class "]
 
 

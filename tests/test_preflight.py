@@ -86,6 +86,11 @@ def test_a_preset_that_cannot_be_read_is_not_named(full: Config, tmp_path: Path)
         replace(limit(full), presets=tmp_path / "presets").check_pace(5000, 300.0)
 
 
+def test_a_preset_for_a_text_of_ones_own_is_not_named(full: Config) -> None:
+    with pytest.raises(TrainingError, match=r"PRESET=tiny"):  # `shakespeare` would end in time too, with more work
+        limit(full).check_pace(5000, 21.6)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """A project with the full model's params, and nothing that has run."""

@@ -136,6 +136,7 @@ def test_the_sample_table_is_one_that_mlflow_loads(state: Path, store: Store, cl
     mlflow.set_experiment("smollm")
     table = mlflow.load_table("samples.json", run_ids=[only_run(client).info.run_id])
     assert table.to_dict("list") == {
+        "sample": ["step 4: a", "step 4: b", "step 5: a", "step 5: b"],
         "step": [4, 4, 5, 5],
         "prompt": ["a", "b", "a", "b"],
         "text": ["\tone", "two\n", "\tone", "two\n"],

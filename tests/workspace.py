@@ -143,14 +143,15 @@ class Clone:
         *arguments: str,
         stdout: "int | IO[str]" = subprocess.PIPE,
         first_on_path: str | None = None,
+        verb: tuple[str, ...] = ("repro",),
         **variables: str,
     ) -> "subprocess.Popen[str]":
-        """Start `dvc repro` in a session of its own."""
+        """Start `dvc repro`, or another verb of DVC's, in a session of its own."""
         values = environment() | variables
         if first_on_path:
             values["PATH"] = f"{first_on_path}{os.pathsep}{values['PATH']}"
         return subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro", *arguments],
+            [sys.executable, "-m", "dvc", *verb, *arguments],
             cwd=self.directory,
             env=values,
             stdout=stdout,

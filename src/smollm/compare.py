@@ -21,7 +21,7 @@ _COLUMNS = {
     "metrics.validation/loss": "validation_loss",
     "metrics.validation/bits_per_byte": "bits_per_byte",
     "metrics.validation/best_bits_per_byte": "best_bits_per_byte",
-    "metrics.speed/tokens_per_second": "tokens_per_second",
+    "metrics.speed/median_tokens_per_second": "tokens_per_second",
     "start_time": "started",
     "tags.git.commit": "commit",
     "checkpoint": "checkpoint",

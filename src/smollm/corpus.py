@@ -14,6 +14,7 @@ from typing import Any
 
 from smollm.config.corpus import CorpusConfig, CorpusSource, SourceConfig
 from smollm.errors import CorpusError
+from smollm.files import file_digest
 
 _READERS = {".txt": None, ".md": None, ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _NOT_DOCUMENTATION = ("license", "licence", "copying", "notice", "authors", "contributors")
@@ -55,11 +56,12 @@ class Source:
                 yield document
 
     def versions(self) -> dict[str, str]:
-        """What the text depends on beside the params: Python and packages, or the hub's revision."""
+        """What the text is made from: versions of Python and packages, DVC's md5 of files, or the hub's revision."""
         if self.config.source is CorpusSource.HUB:
             return {str(self.config.hub.dataset): str(self.config.hub.revision)}
         if self.config.source is CorpusSource.FILES:
-            return {}
+            files = self._matching_files()
+            return {path.relative_to(self.workspace).as_posix(): file_digest(path, "md5") for path in files}
         named = {name: _distribution(name).version for name in self.packages if name != "stdlib"}
         return {"python": platform.python_version(), **named}
 

@@ -109,7 +109,8 @@ def run_stage(
             publish(run)
             state.check_unchanged()
             _write_run_json(run, tracker)
-            tags = _output_tags(run)
+            # a run that was continued belongs to the experiment that finished it
+            tags = _output_tags(run) | provenance.dvc_state() | {"mlflow.runName": _run_name(run)}
             run.artifacts["params.yaml"] = params
             version = _version(run, tags) if run.registers else None
         tracker.end(Ending("FINISHED", time.time(), tags, version), run.artifacts)
@@ -130,14 +131,12 @@ def _ending(run: StageRun, tracker: Tracker) -> Iterator[None]:
 def _describe(run: StageRun, experiment: str, story: Story) -> Description:
     workspace = run.workspace
     git = provenance.git_state(workspace.directory)
-    dvc = provenance.dvc_state()
-    name = " ".join(filter(None, [run.name, *_differences(run), dvc.get("dvc.experiment")]))
     inputs = {f"dvc.dep.{path}": digest or "" for path, digest in run.state.inputs.items() if not path.endswith(".py")}
     started = time.time()
     return Description(
         mark=f"{run.state.fingerprint}-{int(started * 1000)}",  # the outbox sorts by the time in it
         experiment=experiment,
-        run_name=name,
+        run_name=_run_name(run),
         started=started,
         user=provenance.user(),
         params=story.params,
@@ -147,13 +146,18 @@ def _describe(run: StageRun, experiment: str, story: Story) -> Description:
             "mlflow.source.name": f"dvc repro {run.name}",
             **({"mlflow.source.git.commit": git["git.commit"]} if git else {}),
             **git,
-            **dvc,
+            **provenance.dvc_state(),
             **inputs,
         },
         datasets=story.datasets,
         parent_run_id=story.parent_run_id,
         parent_mark=story.parent_mark,
     )
+
+
+def _run_name(run: StageRun) -> str:
+    """Stage, preset, what differs from it, and DVC's experiment."""
+    return " ".join(filter(None, [run.name, *_differences(run), provenance.dvc_state().get("dvc.experiment")]))
 
 
 def _differences(run: StageRun) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smollm.config.corpus import CorpusSource
 from smollm.config.file import Config, load
 from smollm.config.model import ModelConfig
 from smollm.config.training import OptimizerKind, TrainingConfig
@@ -105,6 +106,8 @@ class Preflight:
                 config = load(path)
             except PipelineError:
                 continue
+            if config.corpus.pretrain.source is CorpusSource.FILES:
+                continue  # wants a text that may not be there
             training = _training(config, self.stage)
             hours[path.stem] = _step_flops(config.model, training) * training.steps / rate / 3600
         fitting = {name: value for name, value in hours.items() if value <= self.max_hours}

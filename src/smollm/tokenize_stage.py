@@ -53,7 +53,8 @@ class TokenizeStage:
         run.log(
             f"tokenizer of {vocab_size:,} tokens ({self.tokenizer.source.value}) in {time.monotonic() - began:.1f} s"
         )
-        results: dict[str, float] = {"corpus/vocab_size": vocab_size}
+        # without a prefix, MLflow shows them below the charts of training
+        results: dict[str, float] = {"corpus_vocab_size": vocab_size}
         for stage, source in sources.items():
             results |= self._encode(run, stage, source, made, data / "tokens" / stage)
         run.state.journal.append("result", 0, **results)
@@ -83,12 +84,12 @@ class TokenizeStage:
             f"{sides[1]['tokens']:,} held out ({manifest['split']}), {sides[0]['bytes_per_token']:.2f} bytes per token"
         )
         return {
-            f"corpus/{stage}_documents": documents,
-            f"corpus/{stage}_megabytes": size / 1e6,
-            f"corpus/{stage}_train_tokens": sides[0]["tokens"],
-            f"corpus/{stage}_validation_tokens": sides[1]["tokens"],
-            f"corpus/{stage}_bytes_per_token": sides[0]["bytes_per_token"],
-            f"speed/{stage}_megabytes_per_second": size / 1e6 / seconds,
+            f"corpus_{stage}_documents": documents,
+            f"corpus_{stage}_megabytes": size / 1e6,
+            f"corpus_{stage}_train_tokens": sides[0]["tokens"],
+            f"corpus_{stage}_validation_tokens": sides[1]["tokens"],
+            f"corpus_{stage}_bytes_per_token": sides[0]["bytes_per_token"],
+            f"corpus_{stage}_megabytes_per_second": size / 1e6 / seconds,
         }
 
     def _publish(self, run: StageRun) -> None:

@@ -145,6 +145,11 @@ class TrainingStage:
                 failure.write(path, error.values, trainer.batches, self._tokens, trainer.tokenizer)
                 run.artifacts["failure.json"] = path
                 raise
+        speed = report.speed_metrics(run.state.journal.records())
+        # the last point of a curve says little of the speed of a run
+        run.state.journal.append(
+            "result", trainer.step, **{"speed/median_tokens_per_second": speed["tokens_per_second"]}
+        )
 
     def _failure(self, run: StageRun) -> Path:
         return run.reports / "failure.json"

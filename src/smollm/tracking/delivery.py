@@ -269,16 +269,17 @@ class Delivery:
     def _send_sample_table(self, client: "MlflowClient", run_id: str) -> None:
         """Write all samples as the table that MLflow compares across runs.
 
+        Its page groups rows by the first column and compares the second, until told otherwise.
         `log_table` would append to what is there, and so repeat rows that are sent twice.
         """
         rows = [
-            [record.step, prompt, text]
+            [f"step {record.step}: {prompt}", text, record.step, prompt]
             for record, _ in read(self.directory / "journal.jsonl")
             if record.kind == "sample"
             for prompt, text in zip(record.values["prompts"], record.values["texts"], strict=True)
         ]
         self._deadline.check()
-        client.log_dict(run_id, {"columns": ["step", "prompt", "text"], "data": rows}, "samples.json")
+        client.log_dict(run_id, {"columns": ["sample", "text", "step", "prompt"], "data": rows}, "samples.json")
         if not self.state.get("table"):
             client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "samples.json", "type": "table"}]))
             self._note(table=True)
