@@ -202,13 +202,35 @@ def test_every_param_is_a_dependency_of_the_stages_that_read_it(finished: Clone)
 
 
 def test_every_file_of_code_is_a_dependency_of_the_stages_made_of_it(finished: Clone) -> None:
-    for path in sorted((finished.directory / "src").rglob("*.py")):
+    files = [path for folder in ("src", "stages") for path in (finished.directory / folder).rglob("*.py")]
+    for path in sorted(files):
         name = path.relative_to(finished.directory).as_posix()
         before = path.read_bytes()
         path.write_bytes(before + b"# changed\n")
         changed = changed_stages(finished)
         path.write_bytes(before)
         assert changed == {stage for stage in STAGES if name in closure(f"stages.{stage}")}, name
+
+
+def test_data_is_a_dependency_of_the_stages_that_read_it(finished: Clone) -> None:
+    readers = {
+        "data/raw/new.txt": {"tokenize"},
+        "data/tokenizer/tokenizer.json": {"tokenize", "pretrain", "finetune"},  # the first made it
+        "data/tokens/pretrain/train.bin": {"tokenize", "pretrain"},
+        "data/tokens/finetune/train.bin": {"tokenize", "finetune"},
+        "checkpoints/pretrain/model.safetensors": {"pretrain", "finetune"},
+        "models/pretrain/config.json": {"pretrain"},
+    }
+    for name, stages in readers.items():
+        path = finished.directory / name
+        before = path.read_bytes() if path.exists() else b""
+        path.unlink(missing_ok=True)  # a link into the cache
+        path.write_bytes(before + b"x")
+        assert changed_stages(finished) == stages, name
+        path.unlink()
+        if before:
+            path.write_bytes(before)
+    assert changed_stages(finished) == set()
 
 
 @pytest.mark.slow
