@@ -104,6 +104,18 @@ def test_one_is_applied_and_makes_a_branch(queued: Clone) -> None:
     assert weights.read_bytes() == before
 
 
+def test_what_was_not_committed_survives_an_apply(queued: Clone) -> None:
+    edited = (queued.directory / "params.yaml").read_text().replace("seed: 1337", "seed: 7")
+    (queued.directory / "params.yaml").write_text(edited)
+    queued.dvc("exp", "apply", "fast")
+    assert (queued.directory / "params.yaml").read_text() != edited
+    queued.run("git", "checkout", "-q", ".")
+    queued.run("git", "stash", "apply", "refs/exps/apply/stash")
+    assert (queued.directory / "params.yaml").read_text() == edited
+    queued.run("git", "checkout", "-q", ".")
+    queued.dvc("checkout")
+
+
 def test_a_killed_experiment_goes_on_under_another_name(tmp_path: Path) -> None:
     project = clone(tmp_path / "project", pretrain=600, finetune=8)
     edit = ["-S", "pretrain.optimizer.lr=0.005"]
