@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from smollm.config.evaluation import EvaluationConfig
 from smollm.config.model import ModelConfig
-from smollm.generate import continue_prompts, sample
+from smollm.generate import Sampler, sample
 from smollm.hardware import Hardware
 from smollm.model import LlamaForCausalLM
 
@@ -59,7 +59,7 @@ def test_greedy_text_equals_greedy_text_by_full_recomputation(
             ids.append(int(logits.argmax()))
         made = ids[-16:]
         expected.append(tokenizer.decode(made[: made.index(0)] if 0 in made else made))
-    assert continue_prompts(model, tokenizer, ask(PROMPTS), cpu, seed=1) == expected
+    assert Sampler(model, tokenizer, ask(PROMPTS), cpu)(seed=1) == expected
     assert all(expected)
 
 
@@ -67,8 +67,8 @@ def test_prompts_of_different_lengths_are_continued_as_each_alone(
     model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware
 ) -> None:
     model = random_model(model_config)
-    alone = [continue_prompts(model, tokenizer, ask((prompt,)), cpu, seed=1)[0] for prompt in PROMPTS]
-    assert continue_prompts(model, tokenizer, ask(PROMPTS), cpu, seed=1) == alone
+    alone = [Sampler(model, tokenizer, ask((prompt,)), cpu)(seed=1)[0] for prompt in PROMPTS]
+    assert Sampler(model, tokenizer, ask(PROMPTS), cpu)(seed=1) == alone
     assert len(set(alone)) == len(PROMPTS)
 
 
@@ -76,9 +76,7 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another(
     model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware
 ) -> None:
     model = random_model(model_config)
-    first, again, other = (
-        continue_prompts(model, tokenizer, ask(PROMPTS, top_k=50), cpu, seed=seed) for seed in (1, 1, 2)
-    )
+    first, again, other = (Sampler(model, tokenizer, ask(PROMPTS, top_k=50), cpu)(seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -87,10 +85,10 @@ def test_the_text_does_not_depend_on_torchs_global_generator(
     model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware
 ) -> None:
     model = random_model(model_config)
-    first = continue_prompts(model, tokenizer, ask(PROMPTS, top_k=50), cpu, seed=1)
+    first = Sampler(model, tokenizer, ask(PROMPTS, top_k=50), cpu)(seed=1)
     torch.rand(7)
     before = torch.get_rng_state()
-    assert continue_prompts(model, tokenizer, ask(PROMPTS, top_k=50), cpu, seed=1) == first
+    assert Sampler(model, tokenizer, ask(PROMPTS, top_k=50), cpu)(seed=1) == first
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -99,7 +97,7 @@ def test_a_continuation_has_the_length_asked_for(
 ) -> None:
     x, y = letters(tokenizer, "xy")
     model = scripted_model(model_config, {x: y, y: x})
-    assert continue_prompts(model, tokenizer, ask(("x", "xyx"), 7), cpu, seed=1) == ["yxyxyxy", "yxyxyxy"]
+    assert Sampler(model, tokenizer, ask(("x", "xyx"), 7), cpu)(seed=1) == ["yxyxyxy", "yxyxyxy"]
 
 
 def test_a_continuation_stops_at_the_end_of_text(
@@ -107,7 +105,7 @@ def test_a_continuation_stops_at_the_end_of_text(
 ) -> None:
     x, y, z = letters(tokenizer, "xyz")
     model = scripted_model(model_config, {x: y, y: z, z: 0, 0: x})
-    assert continue_prompts(model, tokenizer, ask(("x", "z"), 7), cpu, seed=1) == ["yz", ""]
+    assert Sampler(model, tokenizer, ask(("x", "z"), 7), cpu)(seed=1) == ["yz", ""]
 
 
 def test_the_end_of_text_token_written_in_a_prompt_is_text(
@@ -115,7 +113,7 @@ def test_the_end_of_text_token_written_in_a_prompt_is_text(
 ) -> None:
     end, x, y = letters(tokenizer, ">xy")
     model = scripted_model(model_config, {end: x, x: y, y: x, 0: 0})
-    assert continue_prompts(model, tokenizer, ask(("<|endoftext|>",), 4), cpu, seed=1) == ["xyxy"]
+    assert Sampler(model, tokenizer, ask(("<|endoftext|>",), 4), cpu)(seed=1) == ["xyxy"]
 
 
 def test_a_prompt_is_encoded_as_documents_are_whatever_the_tokenizer_would_add(
@@ -127,7 +125,7 @@ def test_a_prompt_is_encoded_as_documents_are_whatever_the_tokenizer_would_add(
     adding.post_processor = processors.TemplateProcessing(
         single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
     )
-    assert continue_prompts(model, adding, ask(("x",), 4), cpu, seed=1) == ["yxyx"]
+    assert Sampler(model, adding, ask(("x",), 4), cpu)(seed=1) == ["yxyx"]
 
 
 def test_a_continuation_goes_on_after_an_added_token_that_is_not_special(
@@ -138,7 +136,7 @@ def test_a_continuation_goes_on_after_an_added_token_that_is_not_special(
     with_more.add_tokens([AddedToken("    ", special=False)])
     x, y, spaces = (*letters(with_more, "xy"), with_more.token_to_id("    "))
     model = scripted_model(model_config, {x: spaces, spaces: y, y: 0})
-    assert continue_prompts(model, with_more, ask(("x",), 5), cpu, seed=1) == ["    y"]
+    assert Sampler(model, with_more, ask(("x",), 5), cpu)(seed=1) == ["    y"]
 
 
 def test_ids_beyond_the_tokenizers_vocabulary_are_never_sampled(
@@ -150,7 +148,7 @@ def test_ids_beyond_the_tokenizers_vocabulary_are_never_sampled(
     assert known < model_config.vocab_size
     with torch.no_grad():
         model.lm_head.weight[known:] = 2.0  # after anything
-    assert continue_prompts(model, tokenizer, ask(("x",), 5), cpu, seed=1) == ["yxyxy"]
+    assert Sampler(model, tokenizer, ask(("x",), 5), cpu)(seed=1) == ["yxyxy"]
 
 
 def test_a_prompt_longer_than_the_context_leaves_room_for_the_sample(
@@ -158,7 +156,7 @@ def test_a_prompt_longer_than_the_context_leaves_room_for_the_sample(
 ) -> None:
     x, y = letters(tokenizer, "xy")
     model = scripted_model(model_config, {x: y, y: x})
-    (text,) = continue_prompts(model, tokenizer, ask(("x" * 500,), 6), cpu, seed=1)
+    (text,) = Sampler(model, tokenizer, ask(("x" * 500,), 6), cpu)(seed=1)
     assert text == "yxyxyx"
 
 

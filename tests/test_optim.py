@@ -62,7 +62,7 @@ def test_muon_takes_the_steps_of_torchs_muon(dtype: torch.dtype) -> None:
     start = [torch.randn(shape) for shape in shapes]
     ours = nn.ParameterList(value.clone() for value in start)
     theirs = nn.ParameterList(value.clone() for value in start)
-    one = Muon(list(ours), MUON, dtype)
+    one = Muon(list(ours), MUON, MUON.lr, dtype)
     other = torch.optim.Muon(
         theirs, lr=0.01, weight_decay=0.1, momentum=0.9, nesterov=True, adjust_lr_fn="match_rms_adamw", ns_steps=5
     )
@@ -89,7 +89,7 @@ def test_muon_in_float32_is_the_polynomial_applied_to_the_singular_values() -> N
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.randn(12, 20))
     start = parameter.detach().double()
-    optimizer = Muon([parameter], MUON, torch.float32)
+    optimizer = Muon([parameter], MUON, MUON.lr, torch.float32)
     take_steps(nn.ParameterList([parameter]), optimizer, range(1))
     # the first step: the momentum is 0.1 of the gradient, Nesterov's update 0.1 + 0.9 * 0.1 of it,
     # and the iterations forget the scale

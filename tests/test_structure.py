@@ -18,9 +18,9 @@ LAYERS = [
     {"errors"},
     {"config", "files", "journal", "progress", "provenance", "seeding", "tokens"},
     {"schedule", "throughput", "live_state", "hardware", "checkpoint", "model", "tokenizer", "batches", "optim"}
-    | {"tracking", "report", "export", "corpus"},
-    {"encode", "evaluate", "generate", "micro_batch", "failure", "compare", "pipeline", "preflight"},
-    {"trainer", "tokenize_stage", "tidy"},
+    | {"tracking", "report", "export", "corpus", "kernels"},
+    {"encode", "evaluate", "generate", "fused", "step", "failure", "compare", "pipeline", "preflight"},
+    {"trainer", "micro_batch", "tokenize_stage", "tidy"},
     {"training_stage"},
 ]
 """From the lowest; a module imports from lower layers only."""

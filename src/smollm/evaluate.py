@@ -50,8 +50,8 @@ class Evaluator:
             inputs = torch.zeros(self.batch, ids.shape[1] - 1, dtype=ids.dtype, device=device)
             targets = torch.full_like(inputs, IGNORED)
             inputs[: len(ids)], targets[: len(ids)] = ids[:, :-1], ids[:, 1:]
-            # not under no_grad: the compiled training graph serves here too, its backward unused
-            with self.hardware.autocast():
+            # under no_grad torch.compile would compile again: its training graph serves here too
+            with torch.set_grad_enabled(model.fused is None), self.hardware.autocast():
                 total += model.loss(inputs, targets).detach() * real
         tokens = self.windows[:, 1:].size
         loss = float(total) / tokens

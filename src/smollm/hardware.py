@@ -34,6 +34,11 @@ class Hardware:
         """What matrix products are computed in."""
         return _DTYPES[self.precision]
 
+    @property
+    def captures(self) -> bool:
+        """Whether work that repeats is captured as a CUDA graph, so that the GPU need not wait to be told of it."""
+        return self.compile and self.device.type == "cuda"
+
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products and attention in `dtype`; weights and sums stay in float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.precision is not Precision.FP32)

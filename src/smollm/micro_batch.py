@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from smollm import fused
 from smollm.batches import Batches
 from smollm.config.fields import Auto
 from smollm.errors import TrainingError
@@ -38,7 +39,9 @@ def rehearse(
     """
     most = _MOST_TOKENS[hardware.device.type]
     sizes = candidates(batches.sequences, batches.length, most) if isinstance(wanted, Auto) else [wanted]
-    if hardware.compile:
+    if fused.fits(model.config, hardware):
+        fused.fuse(model)
+    elif hardware.compile:
         model.compile_parts()
     reserved = _reserve_moments(model, hardware)
     waiting = list(sizes)

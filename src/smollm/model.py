@@ -7,6 +7,7 @@ Legend: B batch, T time, H hidden, N query heads, K key-value heads, D head size
 V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,19 +22,35 @@ IGNORED = -100
 
 @dataclass
 class KeyValueCache:
-    """Keys and values of the positions seen so far, for every layer."""
+    """Keys and values of the positions seen so far, for every layer.
+
+    Everything about it is on the device, its length too: a step with it is the same operations at
+    every position, and can be replayed.
+    """
 
     keys: Tensor  # (L, B, K, T, D)
     values: Tensor  # (L, B, K, T, D)
-    length: int = 0
-    """Positions filled."""
+    length: Tensor
+    """Positions filled: an int64 scalar."""
 
     @classmethod
     def empty(
         cls, config: ModelConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype
     ) -> "KeyValueCache":
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
-        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+        keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        return cls(keys, values, torch.zeros((), device=device, dtype=torch.long))
+
+    def next(self, time: int) -> tuple[Tensor, Tensor]:
+        """The `time` positions after those filled, (time,), and which positions each may look at, (time, T)."""
+        where = self.length + torch.arange(time, device=self.length.device)
+        return where, torch.arange(self.keys.shape[3], device=where.device) <= where[:, None]
+
+    def extend(self, layer: int, where: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put one layer's keys and values (B, K, time, D) at the positions `where`; all of that layer's."""
+        for all_of_them, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            all_of_them.index_copy_(2, where, new.to(all_of_them.dtype))
+        return self.keys[layer], self.values[layer]
 
 
 class RMSNorm(nn.Module):
@@ -46,6 +63,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+Cached = tuple[KeyValueCache, int, Tensor, Tensor]
+"""A cache, a layer, the positions to compute there and the mask of what they may look at."""
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -76,21 +97,18 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden, config.num_key_value_heads * size, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * size, hidden, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple[Tensor, Tensor] | None, start: int) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Cached | None = None) -> Tensor:
         batch, time, _ = x.shape
         heads = (batch, time, -1, self.head_dim)
         query = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, N, T, D)
         key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, K, T, D)
         value = self.v_proj(x).view(heads).transpose(1, 2)  # (B, K, T, D)
-        if cache is not None:
-            keys, values = cache
-            keys[:, :, start : start + time] = key
-            values[:, :, start : start + time] = value
-            key = keys[:, :, : start + time].to(query.dtype)
-            value = values[:, :, : start + time].to(query.dtype)
-        # with a cache one position at a time looks back at all others: nothing to mask
+        mask = None
+        if cached is not None:
+            cache, layer, where, mask = cached
+            key, value = (part.to(query.dtype) for part in cache.extend(layer, where, key, value))
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=time > 1, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, mask, is_causal=cached is None, enable_gqa=query.shape[1] != key.shape[1]
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
 
@@ -118,15 +136,8 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        cache: tuple[Tensor, Tensor] | None = None,
-        start: int = 0,
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Cached | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cached)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -146,19 +157,28 @@ class LlamaModel(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        start = 0 if cache is None else cache.length
-        positions = slice(start, start + ids.shape[1])
-        cos, sin = self.cos[positions], self.sin[positions]
+        time = ids.shape[1]
         x = self.embed_tokens(ids)  # (B, T, H)
-        for index, layer in enumerate(self.layers):
-            if cache is None:
+        if cache is None:
+            cos, sin = self.cos[:time], self.sin[:time]
+            for layer in self.layers:
                 x = layer(x, cos, sin)
-            else:
-                # a layer's own forward: a compiled one would be compiled again for every length
-                x = layer.forward(x, cos, sin, (cache.keys[index], cache.values[index]), start)
-        if cache is not None:
-            cache.length += ids.shape[1]
+            return x
+        where, mask = cache.next(time)
+        cos, sin = self.cos[where], self.sin[where]
+        for index, layer in enumerate(self.layers):
+            # a layer's own forward: it is not worth compiling again for one position
+            x = layer.forward(x, cos, sin, (cache, index, where, mask))
+        cache.length += time
         return x
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Another way to compute the same, faster on some hardware."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    logits: Callable[[Tensor, KeyValueCache], Tensor]
 
 
 class LlamaForCausalLM(nn.Module):
@@ -178,8 +198,9 @@ class LlamaForCausalLM(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=config.initializer_range)
-        self._computed_loss = self._head_loss
+        self._head = self._head_loss
         self.is_compiled = False
+        self.fused: Fused | None = None
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token that follows each of `ids` (B, T).
@@ -187,13 +208,17 @@ class LlamaForCausalLM(nn.Module):
         With a `cache`, `ids` are the positions after those that it holds: any number of them into
         an empty cache, one at a time afterwards.
         """
-        assert cache is None or cache.length == 0 or ids.shape[1] == 1, "one position at a time"
+        assert cache is None or ids.shape[1] == 1 or cache.length == 0, "one position at a time"
+        if self.fused and cache is not None:
+            return self.fused.logits(ids, cache)
         logits: Tensor = self._logits(self.model(ids, cache))
         return logits
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, in nats, of `targets` (B, T) after `ids` (B, T): a float32 scalar."""
-        return self._computed_loss(self.model(ids), targets)
+        if self.fused:
+            return self.fused.loss(ids, targets)
+        return self._head(self.model(ids), targets)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(self.model.norm(hidden))
@@ -210,15 +235,15 @@ class LlamaForCausalLM(nn.Module):
         """
         for layer in self.model.layers:
             layer.compile(fullgraph=True, dynamic=False)
-        self._computed_loss = torch.compile(self._head_loss, fullgraph=True, dynamic=False)
+        self._head = torch.compile(self._head_loss, fullgraph=True, dynamic=False)
         self.is_compiled = True
 
     def forget_compilation(self) -> None:
         """Go back to the uncompiled model."""
         for layer in self.model.layers:
             layer._compiled_call_impl = None
-        self._computed_loss = self._head_loss
-        self.is_compiled = False
+        self._head = self._head_loss
+        self.is_compiled, self.fused = False, None
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters by Hugging Face name, the tied output projection left out."""

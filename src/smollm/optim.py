@@ -40,8 +40,10 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum with an orthogonal update, for matrices; same shapes are done together."""
 
-    def __init__(self, parameters: list[nn.Parameter], config: OptimizerConfig, dtype: torch.dtype) -> None:
-        defaults = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.momentum}
+    def __init__(
+        self, parameters: list[nn.Parameter], config: OptimizerConfig, rate: float | Tensor, dtype: torch.dtype
+    ) -> None:
+        defaults = {"lr": rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
         self.newton_schulz_steps, self.dtype = config.newton_schulz_steps, dtype
         by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
@@ -61,7 +63,11 @@ class Muon(torch.optim.Optimizer):
             stacked = orthogonalize(torch.stack(tuple(updates)), self.newton_schulz_steps, self.dtype)
             scale = 0.2 * max(parameters[0].shape) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, list(stacked.to(parameters[0].dtype)), alpha=-group["lr"] * scale)
+            stacked = stacked.to(parameters[0].dtype)
+            if isinstance(group["lr"], Tensor):  # no operation takes it as its factor
+                torch._foreach_add_(parameters, list(stacked.mul_(group["lr"] * -scale)))
+            else:
+                torch._foreach_add_(parameters, list(stacked), alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -86,23 +92,31 @@ class Optimizer:
         muon = {name: p for name, p in named.items() if config.kind is OptimizerKind.MUON and is_hidden[name]}
         rest = {name: p for name, p in named.items() if name not in muon}
         self.kind = config.kind
+        is_cuda = all(parameter.is_cuda for parameter in named.values())
+        # on the device, so that a step that was captured there can be replayed with another one
+        self._rate = torch.tensor(config.lr, device="cuda") if is_cuda else None
+        rate = config.lr if self._rate is None else self._rate
         self.parts: list[torch.optim.Optimizer] = [
             AdamW(
                 [
                     {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": config.weight_decay},
                     {"params": [p for p in rest.values() if p.ndim == 1], "weight_decay": 0.0},
                 ],
-                lr=config.lr,
+                lr=rate,
                 betas=config.betas,
                 eps=config.eps,
                 fused=True,
+                capturable=is_cuda,
             )
         ]
         if muon:
-            self.parts.append(Muon(list(muon.values()), config, dtype))
+            self.parts.append(Muon(list(muon.values()), config, rate, dtype))
         self._owners = {name: (p, self.parts[-1 if name in muon else 0]) for name, p in named.items()}
 
     def set_learning_rate(self, rate: float) -> None:
+        if self._rate is not None:
+            self._rate.fill_(rate)
+            return
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate

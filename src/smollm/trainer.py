@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 
-from smollm import generate
 from smollm.batches import Batches
 from smollm.checkpoint import Checkpoint, CheckpointStore, TrainerState
 from smollm.config.evaluation import EvaluationConfig
@@ -25,6 +26,7 @@ from smollm.config.training import TrainingConfig
 from smollm.errors import CheckpointError, Interrupted, NonFinite, TrainingError
 from smollm.evaluate import Evaluator
 from smollm.failure import sequences_alone
+from smollm.generate import Sampler
 from smollm.hardware import Hardware, seconds_since_start
 from smollm.journal import Journal
 from smollm.model import LlamaForCausalLM
@@ -32,6 +34,7 @@ from smollm.optim import Optimizer
 from smollm.progress import Progress
 from smollm.schedule import learning_rate
 from smollm.seeding import key
+from smollm.step import Step
 from smollm.throughput import flops_per_token, model_flops_utilization, peak_tflops
 
 _MOST_SKIPPED = 50
@@ -92,9 +95,12 @@ class Trainer:
         self.plan, self.model, self.optimizer = plan, model, optimizer
         self.batches, self.evaluator, self.tokenizer = batches, evaluator, tokenizer
         self.hardware, self.journal, self.store = hardware, journal, store
-        self.micro_batch = evaluator.batch
         scaled = hardware.precision is Precision.FP16
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=scaled)
+        self._arithmetic = Step(model, optimizer, self.scaler, hardware, evaluator.batch, plan.training.gradient_clip)
+        self._sampler = Sampler(model, tokenizer, plan.evaluation, hardware)
+        self._fetched: tuple[int, Tensor] | None = None
+        """A step, and its batch, read before its time."""
         self.done = 0
         """Steps done in this stage."""
         earlier = journal.records()
@@ -190,43 +196,41 @@ class Trainer:
             NonFinite: either is not finite; the step is not taken.
             TrainingError: fp16 overflows whatever the loss scale.
         """
-        hardware, training = self.hardware, self.plan.training
-        inputs, targets = self.batches(self.done + 1)
-        parts = len(inputs) // self.micro_batch
-        total = torch.zeros((), device=hardware.device)
-        for part in range(parts):
-            rows = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
-            ids, following = (self._to_device(array[rows]) for array in (inputs, targets))
-            with hardware.autocast():
-                loss = self.model.loss(ids, following) / parts
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        for part_optimizer in self.optimizer.parts:
-            self.scaler.unscale_(part_optimizer)
-        norm = clip_grad_norm_(self.model.parameters(), training.gradient_clip)
-        loss_value, norm_value = torch.stack((total, norm)).tolist()
-        has_overflown = not math.isfinite(norm_value)
-        if not math.isfinite(loss_value) or (has_overflown and not self.scaler.is_enabled()):
+        numbers = self._arithmetic.gradient(self._batch())
+        self._fetch_next()
+        loss, norm = numbers.tolist()
+        has_overflown = not math.isfinite(norm)
+        if not math.isfinite(loss) or (has_overflown and not self.scaler.is_enabled()):
             self.optimizer.zero_grad()
             raise self._non_finite(
                 self.step + 1,
-                f"loss and gradient must be finite, got loss {loss_value} and gradient norm {norm_value} at step "
+                f"loss and gradient must be finite, got loss {loss} and gradient norm {norm} at step "
                 f"{self.step + 1}, which was not taken",
                 sequences_alone(self.model, self.batches, self.done + 1, self.hardware),
-                loss=loss_value,
-                gradient_norm=norm_value,
+                loss=loss,
+                gradient_norm=norm,
                 learning_rate=rate,
             )
         if has_overflown:
             self._note_skip()
         else:
             self._skipped = 0
-            self.optimizer.set_learning_rate(rate)
-            for part_optimizer in self.optimizer.parts:
-                self.scaler.step(part_optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return loss_value, norm_value
+        self._arithmetic.update(rate)
+        return loss, norm
+
+    def _batch(self) -> Tensor:
+        """Inputs and targets of the next step, (2, B, T)."""
+        step, batch = self._fetched or (0, None)
+        return batch if batch is not None and step == self.done + 1 else self._fetch(self.done + 1)
+
+    def _fetch(self, step: int) -> Tensor:
+        batch = torch.from_numpy(np.stack(self.batches(step)))
+        return batch.pin_memory() if self.hardware.device.type == "cuda" else batch
+
+    def _fetch_next(self) -> None:
+        """Read the batch of the step after this one, while the GPU computes."""
+        if self.hardware.device.type == "cuda":
+            self._fetched = (self.done + 2, self._fetch(self.done + 2))
 
     def _note_skip(self) -> None:
         """fp16's loss scale was too large: no part of the optimizer steps, and the scale is lowered."""
@@ -255,14 +259,6 @@ class Trainer:
                 "loss_scale": scale,
                 "sequences": sequences,
             },
-        )
-
-    def _to_device(self, array: object) -> torch.Tensor:
-        ids = torch.tensor(array)
-        return (
-            ids.pin_memory().to("cuda", non_blocking=True)
-            if self.hardware.device.type == "cuda"
-            else ids.to(self.hardware.device)
         )
 
     def _seconds_before(self) -> tuple[float, float]:
@@ -309,9 +305,7 @@ class Trainer:
 
     def _sample(self) -> None:
         plan = self.plan
-        texts = generate.continue_prompts(
-            self.model, self.tokenizer, plan.evaluation, self.hardware, key(plan.seed, "sample", plan.stage, self.step)
-        )
+        texts = self._sampler(key(plan.seed, "sample", plan.stage, self.step))
         self.journal.append("sample", self.step, prompts=list(plan.evaluation.prompts), texts=texts)
 
     def _save(self) -> None:

@@ -1,0 +1,360 @@
+"""Triton kernels for the parts of a Llama that move memory rather than multiply, with their gradients.
+
+Each class is one step of the model as `fused` strings them together; `model` is the reference that
+the tests compare them with. Needs Triton: import it where there is an NVIDIA GPU only.
+
+Legend: B batch, T time, R rows (B*T), H hidden, N query heads, K key-value heads, D head size,
+F MLP width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd import Function
+
+_LOGITS_ROWS = 8192
+"""Rows whose logits exist at once: enough to fill a GPU, little memory."""
+
+
+@triton.jit
+def _add_norm(x, added, weight, total, normed, inverse, eps, ADDS: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    here = row * H + at
+    value = tl.load(x + here, mask=at < H, other=0.0).to(tl.float32)
+    if ADDS:
+        value += tl.load(added + here, mask=at < H, other=0.0).to(tl.float32)
+        tl.store(total + here, value, mask=at < H)
+    scale = 1 / tl.sqrt(tl.sum(value * value, 0) / H + eps)
+    tl.store(inverse + row, scale)
+    tl.store(normed + here, value * scale * tl.load(weight + at, mask=at < H, other=0.0), mask=at < H)
+
+
+@triton.jit
+def _add_norm_gradient(
+    of_normed, of_total, total, weight, inverse, of_x, of_added, of_weight, rows,
+    FLOWS: tl.constexpr, ADDS: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr,
+    TIMES: tl.constexpr,
+):  # fmt: skip
+    at = tl.arange(0, BLOCK)[None, :]
+    factors = tl.load(weight + at, mask=at < H, other=0.0)
+    sums = tl.zeros((LINES, BLOCK), tl.float32)
+    first = tl.program_id(0).to(tl.int64) * (LINES * TIMES)
+    for one in range(TIMES):
+        row = (first + one * LINES + tl.arange(0, LINES))[:, None]
+        inside = (at < H) & (row < rows)
+        here = row * H + at
+        given = tl.load(of_normed + here, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.load(inverse + row, mask=row < rows, other=0.0)
+        unit = tl.load(total + here, mask=inside, other=0.0).to(tl.float32) * scale
+        sums += given * unit
+        given = given * factors
+        gradient = scale * (given - unit * (tl.sum(given * unit, 1, keep_dims=True) / H))
+        if FLOWS:
+            gradient += tl.load(of_total + here, mask=inside, other=0.0).to(tl.float32)
+        tl.store(of_x + here, gradient, mask=inside)
+        if ADDS:
+            tl.store(of_added + here, gradient, mask=inside)
+    tl.store(of_weight + tl.program_id(0) * H + at, tl.sum(sums, 0, keep_dims=True), mask=at < H)
+
+
+class AddNorm(Function):
+    """Add a branch's output to the residual stream, and norm the sum for the next branch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            x: (R, H) float32, the residual stream.
+            added: (R, H) in half precision, or None for nothing.
+            weight: (H,) float32.
+            eps: added to the mean square.
+
+        Returns:
+            The sum, as `x`, and its norm times `weight`, bfloat16.
+        """
+        rows, width = x.shape
+        total = x if added is None else torch.empty_like(x)
+        normed = torch.empty_like(x, dtype=torch.bfloat16)
+        inverse = torch.empty(rows, device=x.device)
+        block = triton.next_power_of_2(width)
+        _add_norm[(rows,)](x, added, weight, total, normed, inverse, eps, added is not None, width, block)
+        ctx.save_for_backward(total, weight, inverse)
+        ctx.adds = added is not None
+        ctx.set_materialize_grads(False)
+        return total, normed
+
+    @staticmethod
+    def backward(ctx: Any, of_total: Tensor | None, of_normed: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight, inverse = ctx.saved_tensors
+        rows, width = total.shape
+        of_x = torch.empty_like(total)
+        of_added = torch.empty_like(of_normed) if ctx.adds else None
+        lines, times = 2, 8
+        programs = triton.cdiv(rows, lines * times)
+        of_weight = torch.empty(programs, width, device=total.device)
+        _add_norm_gradient[(programs,)](
+            of_normed, of_total, total, weight, inverse, of_x, of_added, of_weight, rows,
+            of_total is not None, ctx.adds, width, triton.next_power_of_2(width), lines, times,
+        )  # fmt: skip
+        return of_x, of_added, of_weight.sum(0), None
+
+
+@triton.jit
+def _rotate(packed, cos, sin, times, TURNED: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    half = tl.arange(0, D // 2)
+    angle = (row % times) * D + half
+    c, s = tl.load(cos + angle)[None, :], tl.load(sin + angle)[None, :]
+    head = tl.arange(0, BLOCK)[:, None]
+    here = packed + row * WIDTH + head * D + half[None, :]
+    first = tl.load(here, mask=head < TURNED, other=0.0).to(tl.float32)
+    second = tl.load(here + D // 2, mask=head < TURNED, other=0.0).to(tl.float32)
+    tl.store(here, first * c - second * s, mask=head < TURNED)
+    tl.store(here + D // 2, second * c + first * s, mask=head < TURNED)
+
+
+@triton.jit
+def _rotate_back(
+    of_queries, of_keys, of_values, packed, cos, sin, times, rows, a_batch, a_head, a_time, b_batch, b_head, b_time,
+    c_batch, c_head, c_time, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0).to(tl.int64) * LINES + tl.arange(0, LINES))[:, None]
+    half = tl.arange(0, D // 2)[None, :]
+    inside = row < rows
+    batch, time = row // times, row % times
+    c = tl.load(cos + time * D + half, mask=inside, other=0.0)
+    s = tl.load(sin + time * D + half, mask=inside, other=0.0)
+    for head in tl.static_range(N + 2 * K):
+        if head < N:
+            source = of_queries + batch * a_batch + time * a_time + head * a_head + half
+        elif head < N + K:
+            source = of_keys + batch * b_batch + time * b_time + (head - N) * b_head + half
+        else:
+            source = of_values + batch * c_batch + time * c_time + (head - N - K) * c_head + half
+        first = tl.load(source, mask=inside, other=0.0)
+        second = tl.load(source + D // 2, mask=inside, other=0.0)
+        here = packed + row * ((N + 2 * K) * D) + head * D + half
+        if head < N + K:
+            tl.store(here, first * c + second * s, mask=inside)
+            tl.store(here + D // 2, second * c - first * s, mask=inside)
+        else:
+            tl.store(here, first, mask=inside)
+            tl.store(here + D // 2, second, mask=inside)
+
+
+class RotatedHeads(Function):
+    """Queries, keys and values by one product, the first two turned by their positions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, batch: int, heads: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        """
+        Args:
+            x: (R, H) bfloat16.
+            weight: ((N+2K)*D, H) bfloat16: of queries, keys and values, one below the other.
+            cos, sin: (T, D) float32, the two halves of D alike.
+            batch: B.
+            heads: N and K.
+
+        Returns:
+            (B, N, T, D), (B, K, T, D) and (B, K, T, D), views of one tensor.
+        """
+        (rows, width), size, (queries, keys) = (len(x), len(weight)), cos.shape[1], heads
+        packed = x @ weight.mT
+        turned = queries + keys
+        _rotate[(rows,)](
+            packed, cos, sin, rows // batch, turned, width, size, triton.next_power_of_2(turned), num_warps=2
+        )
+        ctx.save_for_backward(x, weight, cos, sin)
+        ctx.heads = heads
+        parts = packed.view(batch, rows // batch, -1, size).transpose(1, 2)  # (B, N+2K, T, D)
+        return parts[:, :queries], parts[:, queries:turned], parts[:, turned:]
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, cos, sin = ctx.saved_tensors
+        (rows, width), size, (queries, keys) = (len(x), len(weight)), cos.shape[1], ctx.heads
+        packed = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+        assert all(part.stride(-1) == 1 for part in given), "attention gives each head's numbers side by side"
+        lines = 16
+        _rotate_back[(triton.cdiv(rows, lines),)](
+            *given, packed, cos, sin, given[0].shape[2], rows,
+            *(stride for part in given for stride in part.stride()[:3]), queries, keys, size, lines,
+        )  # fmt: skip
+        return packed @ weight, packed.mT @ x, None, None, None, None
+
+
+@triton.jit
+def _swiglu(packed, out, rows, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    at = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    inside = (at < F) & (row < rows)
+    gate = tl.load(packed + row * 2 * F + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(packed + row * 2 * F + F + at, mask=inside, other=0.0).to(tl.float32)
+    # rounded where the plain model rounds
+    silu = (gate * tl.sigmoid(gate)).to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + row * F + at, silu * up, mask=inside)
+
+
+@triton.jit
+def _swiglu_gradient(packed, given, of_packed, rows, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    at = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    inside = (at < F) & (row < rows)
+    gate = tl.load(packed + row * 2 * F + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(packed + row * 2 * F + F + at, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(given + row * F + at, mask=inside, other=0.0).to(tl.float32)
+    share = tl.sigmoid(gate)
+    silu = (gate * share).to(given.dtype.element_ty).to(tl.float32)
+    of_gate = gradient * up * share * (1 + gate * (1 - share))
+    tl.store(of_packed + row * 2 * F + at, of_gate, mask=inside)
+    tl.store(of_packed + row * 2 * F + F + at, gradient * silu, mask=inside)
+    tl.store(given + row * F + at, silu * up, mask=inside)
+
+
+class GatedMLP(Function):
+    """SwiGLU and both products around it; what lies between the products is computed again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
+        """
+        Args:
+            x: (R, H) bfloat16.
+            inner: (2F, H) bfloat16: of the gate and of what it opens for, one below the other.
+            outer: (H, F) bfloat16.
+
+        Returns:
+            (R, H) bfloat16.
+        """
+        packed = x @ inner.mT
+        between = torch.empty(len(x), outer.shape[1], dtype=x.dtype, device=x.device)
+        _swiglu[_tiles(between)](packed, between, len(x), outer.shape[1], 4, 512)
+        ctx.save_for_backward(x, packed, inner, outer)
+        return between @ outer.mT
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, ...]:
+        x, packed, inner, outer = ctx.saved_tensors
+        between = given @ outer
+        of_packed = torch.empty_like(packed)
+        width = outer.shape[1]
+        _swiglu_gradient[_tiles(between)](packed, between, of_packed, len(x), width, 4, 512)  # gradient in, result out
+        of_inner = torch.empty_like(inner)
+        for half in (slice(width), slice(width, None)):  # faster than both at once
+            torch.mm(of_packed[:, half].mT, x, out=of_inner[half])
+        return of_packed @ inner, of_inner, given.mT @ between
+
+
+def _tiles(between: Tensor) -> tuple[int, int]:
+    return triton.cdiv(len(between), 4), triton.cdiv(between.shape[1], 512)
+
+
+@triton.jit
+def _cross_entropy(
+    logits, targets, losses, share, IGNORED: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    here = logits + row * V
+    target = tl.load(targets + row)
+    largest = -float("inf")
+    total = 0.0
+    for first in range(0, V, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        x = tl.load(here + at, mask=at < V, other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(largest, tl.max(x, 0))
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
+        largest = larger
+    log_sum = largest + tl.log(total)
+    counts = target != IGNORED
+    chosen = tl.load(here + tl.where(counts, target, 0)).to(tl.float32)
+    tl.store(losses + row, tl.where(counts, log_sum - chosen, 0.0))
+    if GRADIENT:
+        tl.debug_barrier()  # `chosen` is read before it is overwritten
+        weight = tl.where(counts, tl.load(share), 0.0)
+        for first in range(0, V, BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            x = tl.load(here + at, mask=at < V, other=-float("inf")).to(tl.float32)
+            gradient = weight * (tl.exp(x - log_sum) - tl.where(at == target, 1.0, 0.0))
+            tl.store(here + at, gradient, mask=at < V)
+
+
+class LinearCrossEntropy(Function):
+    """Mean cross-entropy of a linear layer's output, a slice of rows at a time, the gradient in the forward pass.
+
+    A slice's logits are turned into their gradient in place, so that no more than one slice is in memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
+        """
+        Args:
+            x: (R, H) bfloat16.
+            weight: (V, H) float32; multiplied in bfloat16.
+            targets: (R,) int64.
+            ignored: a target with this id counts for nothing.
+
+        Returns:
+            The mean over the targets that count, a float32 scalar.
+        """
+        wants = ctx.needs_input_grad[0]
+        half = weight.to(x.dtype)
+        losses = torch.empty(len(x), device=x.device)
+        share = (targets != ignored).sum().float().reciprocal()
+        of_x = torch.empty_like(x)
+        of_weight = torch.zeros_like(weight if wants else weight[:0])
+        for start in range(0, len(x), _LOGITS_ROWS):
+            rows = slice(start, start + _LOGITS_ROWS)
+            logits = x[rows] @ half.mT
+            _cross_entropy[(len(logits),)](
+                logits, targets[rows], losses[rows], share, ignored, len(weight), 16384, wants, num_warps=16
+            )
+            if wants:
+                torch.mm(logits, half, out=of_x[rows])
+                torch.addmm(of_weight, logits.mT, x[rows], out_dtype=torch.float32, out=of_weight)
+        if wants:
+            ctx.save_for_backward(of_x, of_weight)
+        return losses.sum() * share
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        of_x, of_weight = ctx.saved_tensors
+        return of_x * given, of_weight * given, None, None
+
+
+class HalfWeights(Function):
+    """bfloat16 copies of all hidden matrices, those of one product one below the other, made in a few kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, groups: list[int], *weights: Tensor) -> tuple[Tensor, ...]:
+        """
+        Args:
+            groups: how many matrices each product takes, in order.
+            weights: (rows, columns) float32 each.
+
+        Returns:
+            A matrix for each group.
+        """
+        ctx.groups, packed, parts = groups, [], []
+        waiting = iter(weights)
+        for count in groups:
+            group = [next(waiting) for _ in range(count)]
+            rows = [len(one) for one in group]
+            packed.append(torch.empty(sum(rows), group[0].shape[1], dtype=torch.bfloat16, device=group[0].device))
+            parts += packed[-1].split(rows)
+        torch._foreach_copy_(parts, list(weights))
+        ctx.rows = [len(one) for one in weights]
+        return tuple(packed)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        rows = iter(ctx.rows)
+        heights = [[next(rows) for _ in range(count)] for count in ctx.groups]
+        parts = [part for one, split in zip(given, heights, strict=True) for part in one.split(split)]
+        gradients = [torch.empty_like(part, dtype=torch.float32) for part in parts]
+        torch._foreach_copy_(gradients, parts)
+        return None, *gradients

@@ -1,0 +1,99 @@
+"""The arithmetic of one optimizer step: the gradient of a whole batch, clipping, the update.
+
+On an NVIDIA GPU both halves are captured as CUDA graphs at a process's second step and replayed
+from then on, so that the GPU never waits for the next of a thousand kernels to be asked for. The
+host still looks at the loss between the two halves, and takes no step where it is not finite.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from smollm.hardware import Hardware
+from smollm.model import LlamaForCausalLM
+from smollm.optim import Optimizer
+
+
+class Step:
+    """Gradient and update, in turns."""
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler,
+        hardware: Hardware,
+        micro_batch: int,
+        gradient_clip: float,
+    ) -> None:
+        """
+        Args:
+            model, optimizer: neither is given other tensors once a step was taken.
+            scaler: of fp16's loss; where it is enabled, nothing is captured.
+            hardware: device and precision.
+            micro_batch: sequences computed at once; divides those of a batch.
+            gradient_clip: the largest norm of the gradient that is left as it is.
+        """
+        self.model, self.optimizer, self.scaler, self.hardware = model, optimizer, scaler, hardware
+        self.micro_batch, self.gradient_clip = micro_batch, gradient_clip
+        self._captures = hardware.captures and not scaler.is_enabled()
+        self._is_warm = False
+        self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
+
+    def gradient(self, batch: Tensor) -> Tensor:
+        """Leave the gradient of `batch` with the parameters.
+
+        Args:
+            batch: inputs and targets, (2, B, T) int64, in pinned memory if the device is a GPU.
+
+        Returns:
+            On the device: the mean loss, and the gradient's norm before it is clipped; good until
+            the next call.
+        """
+        if self._captures and self._is_warm and self._graphs is None:
+            self._capture(batch)
+        if self._graphs is None:
+            self._numbers = self._gradient(batch.to(self.hardware.device, non_blocking=True))
+        else:
+            self._batch.copy_(batch, non_blocking=True)
+            self._graphs[0].replay()
+        return self._numbers
+
+    def update(self, rate: float) -> None:
+        """Clip the gradient, step with learning rate `rate` (fp16: unless it overflowed), forget the gradient."""
+        self.optimizer.set_learning_rate(rate)
+        if self._graphs is None:
+            self._update()
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            self._is_warm = True
+        else:
+            self._graphs[1].replay()  # the next gradient overwrites this one
+
+    def _gradient(self, batch: Tensor) -> Tensor:
+        inputs, targets = (ids.split(self.micro_batch) for ids in batch)
+        total = torch.zeros((), device=self.hardware.device)
+        for ids, following in zip(inputs, targets, strict=True):
+            with self.hardware.autocast():
+                loss = self.model.loss(ids, following) / len(inputs)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        for part in self.optimizer.parts:
+            self.scaler.unscale_(part)
+        return torch.stack((total, get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])))
+
+    def _update(self) -> None:
+        clip_grads_with_norm_(self.model.parameters(), self.gradient_clip, self._numbers[1])
+        for part in self.optimizer.parts:
+            self.scaler.step(part)
+
+    def _capture(self, batch: Tensor) -> None:
+        """Both halves as they are done for every batch; the step before has made all that lasts, the moments too."""
+        self._batch = batch.to(self.hardware.device)
+        graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # other threads go on using the GPU: one writes checkpoints
+        with torch.cuda.graph(graphs[0], capture_error_mode="thread_local"):
+            self._numbers = self._gradient(self._batch)
+        with torch.cuda.graph(graphs[1], pool=graphs[0].pool(), capture_error_mode="thread_local"):
+            self._update()
+        self._graphs = graphs
