@@ -1,11 +1,16 @@
 """Parts that more than one test file is made of: a tiny model, a tiny tokenizer, the CPU."""
 
 import os
+from dataclasses import replace
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries that read it
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # without a GPU kernels are interpreted, where Triton is installed
+
 from tokenizers import Tokenizer
 
 from smollm import tokenizer as tokenizers_here
@@ -39,6 +44,27 @@ def tokenizer() -> Tokenizer:
     """Byte-level BPE of 275 tokens: 256 bytes, end-of-text (id 0) and a few merges."""
     documents = ["the cat sat on the mat, and the dog sat on the cat\n", "the end of the mat: 10 cats and 20 dogs\n"]
     return tokenizers_here.check(tokenizers_here.train(documents, 275, END_OF_TEXT), END_OF_TEXT, "tokenizer")
+
+
+@pytest.fixture
+def gpu() -> Hardware:
+    """The NVIDIA GPU as the pipeline would use it; the test is skipped without one."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    torch.set_float32_matmul_precision("high")
+    return Hardware(torch.device("cuda"), Precision.BF16, compile=True, name="this GPU")
+
+
+@pytest.fixture
+def wide_config(model_config: ModelConfig) -> ModelConfig:
+    """A tiny Llama whose heads have a size that the kernels cut well, and whose other sizes are odd ones."""
+    return replace(
+        model_config,
+        hidden_size=96,
+        intermediate_size=144,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+    )
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, processors
 
+from smollm import fused
 from smollm.config.evaluation import EvaluationConfig
 from smollm.config.model import ModelConfig
 from smollm.generate import Sampler, sample
@@ -179,3 +180,22 @@ def test_more_ids_asked_for_than_there_are_means_all() -> None:
     logits = torch.zeros(300, 3)
     drawn = sample(logits, 1.0, 50, torch.Generator().manual_seed(0))
     assert set(drawn.flatten().tolist()) == {0, 1, 2}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fuses", [True, False])
+def test_replayed_positions_give_the_text_of_single_ones_and_follow_the_weights(
+    wide_config: ModelConfig, tokenizer: Tokenizer, gpu: Hardware, fuses: bool
+) -> None:
+    model = random_model(wide_config).to("cuda")
+    if fuses:
+        fused.fuse(model)
+    replayed = Sampler(model, tokenizer, ask(PROMPTS, top_k=50), gpu)
+    single = Sampler(model, tokenizer, ask(PROMPTS, top_k=50), replace(gpu, compile=False))
+    first = replayed(1)
+    assert [replayed(2), replayed(1)] == [single(2), first]
+    assert first == single(1) != replayed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    assert replayed(1) == single(1) != first

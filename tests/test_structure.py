@@ -18,7 +18,7 @@ LAYERS = [
     {"errors"},
     {"config", "files", "journal", "progress", "provenance", "seeding", "tokens"},
     {"schedule", "throughput", "live_state", "hardware", "checkpoint", "model", "tokenizer", "batches", "optim"}
-    | {"tracking", "report", "export", "corpus", "kernels"},
+    | {"tracking", "report", "export", "corpus", "kernels", "linear_cross_entropy"},
     {"encode", "evaluate", "generate", "fused", "step", "failure", "compare", "pipeline", "preflight"},
     {"trainer", "micro_batch", "tokenize_stage", "tidy"},
     {"training_stage"},

@@ -125,14 +125,14 @@ def test_a_signal_ends_it_after_the_step_with_all_of_it_saved(
 ) -> None:
     trainer = parts.trainer(tmp_path)
     before = signal.getsignal(number)
-    take = trainer._take_step
+    take = trainer.take_step
 
     def take_and_signal(rate: float) -> tuple[float, float]:
         if trainer.step == 2:
             os.kill(os.getpid(), number)
         return take(rate)
 
-    trainer._take_step = take_and_signal  # type: ignore[method-assign]
+    trainer.take_step = take_and_signal  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 3, all of it saved") as caught:
         run(trainer)
     assert caught.value.exit_code == 128 + number
@@ -187,12 +187,12 @@ def test_an_overflow_in_fp16_skips_the_step_for_every_parameter_and_lowers_the_s
     trainer = parts.trainer(tmp_path)
     trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**40})
     before = {name: value.detach().clone() for name, value in trainer.model.weights().items()}
-    _, norm = trainer._take_step(0.01)
+    _, norm = trainer.take_step(0.01)
     assert not np.isfinite(norm)
     assert trainer.scaler.get_scale() == 2.0**39
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.weights().items())
     trainer.done += 1
-    trainer._take_step(0.01)
+    trainer.take_step(0.01)
     skips = [(r.step, r.values) for r in trainer.journal.records() if r.kind == "skip"]
     assert skips == [(1, {"loss_scale": 2.0**40, "total": 1}), (2, {"loss_scale": 2.0**39, "total": 2})]
 
@@ -205,7 +205,7 @@ def test_skips_of_a_killed_process_are_counted_once(parts: Parts, tmp_path: Path
     again = parts.trainer(tmp_path)
     again.done = 5
     again.scaler.load_state_dict({**again.scaler.state_dict(), "scale": 2.0**40})
-    again._take_step(0.01)
+    again.take_step(0.01)
     (last,) = [r.values for r in again.journal.records() if r.kind == "skip" and r.step == 6]
     assert last["total"] == 2
 
@@ -225,7 +225,7 @@ def test_half_precision_follows_float32(parts: Parts, tmp_path: Path, precision:
 @pytest.mark.parametrize("where", ["validation", "weights"])
 def test_what_the_last_step_ruined_is_not_saved(parts: Parts, tmp_path: Path, where: str) -> None:
     trainer = parts.trainer(tmp_path)
-    take = trainer._take_step
+    take = trainer.take_step
 
     def take_and_ruin(rate: float) -> tuple[float, float]:
         numbers = take(rate)
@@ -233,7 +233,7 @@ def test_what_the_last_step_ruined_is_not_saved(parts: Parts, tmp_path: Path, wh
             trainer.model.model.norm.weight.data.fill_(float("inf"))
         return numbers
 
-    trainer._take_step = take_and_ruin  # type: ignore[method-assign]
+    trainer.take_step = take_and_ruin  # type: ignore[method-assign]
     with pytest.raises(
         NonFinite, match="the validation loss must be" if where == "validation" else "all weights must be"
     ):

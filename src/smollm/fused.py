@@ -2,7 +2,8 @@
 
 The same computation as `model`'s, which stays the reference: under autocast both keep the residual
 stream and the norms in float32 and multiply in bfloat16. Here queries, keys and values are one
-product, gate and up another, and what lies between the products is done by `kernels`.
+product, gate and up another; what lies between the products is done by `kernels`, the loss by
+`linear_cross_entropy`.
 
 Legend: B batch, T time, R rows (B*T), H hidden, N query heads, K key-value heads, D head size.
 """
@@ -40,7 +41,7 @@ def fits(config: ModelConfig, hardware: Hardware) -> bool:
 
 def fuse(model: LlamaForCausalLM) -> None:
     """Let `model` compute its loss, and its logits with a cache, by the kernels."""
-    from smollm.kernels import LinearCrossEntropy
+    from smollm.linear_cross_entropy import LinearCrossEntropy
 
     def loss(ids: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(ids.device.type, enabled=False):

@@ -1,10 +1,10 @@
-"""Triton kernels for the parts of a Llama that move memory rather than multiply, with their gradients.
+"""Triton kernels for the parts of a Llama's blocks that move memory rather than multiply, with their gradients.
 
 Each class is one step of the model as `fused` strings them together; `model` is the reference that
 the tests compare them with. Needs Triton: import it where there is an NVIDIA GPU only.
 
 Legend: B batch, T time, R rows (B*T), H hidden, N query heads, K key-value heads, D head size,
-F MLP width, V vocabulary.
+F MLP width.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
 
-_LOGITS_ROWS = 8192
-"""Rows whose logits exist at once: enough to fill a GPU, little memory."""
+_BLOCK = 2048
+"""Numbers of a row of the MLP that one program handles."""
 
 
 @triton.jit
@@ -93,12 +93,12 @@ class AddNorm(Function):
         rows, width = total.shape
         of_x = torch.empty_like(total)
         of_added = torch.empty_like(of_normed) if ctx.adds else None
-        lines, times = 2, 8
+        lines, times = 2, min(16, triton.cdiv(rows, 4096))  # enough programs for a small batch too
         programs = triton.cdiv(rows, lines * times)
         of_weight = torch.empty(programs, width, device=total.device)
         _add_norm_gradient[(programs,)](
             of_normed, of_total, total, weight, inverse, of_x, of_added, of_weight, rows,
-            of_total is not None, ctx.adds, width, triton.next_power_of_2(width), lines, times,
+            of_total is not None, ctx.adds, width, triton.next_power_of_2(width), lines, times, num_warps=2,
         )  # fmt: skip
         return of_x, of_added, of_weight.sum(0), None
 
@@ -181,40 +181,38 @@ class RotatedHeads(Function):
         (rows, width), size, (queries, keys) = (len(x), len(weight)), cos.shape[1], ctx.heads
         packed = torch.empty(rows, width, dtype=x.dtype, device=x.device)
         assert all(part.stride(-1) == 1 for part in given), "attention gives each head's numbers side by side"
-        lines = 16
+        lines = 8
         _rotate_back[(triton.cdiv(rows, lines),)](
             *given, packed, cos, sin, given[0].shape[2], rows,
-            *(stride for part in given for stride in part.stride()[:3]), queries, keys, size, lines,
+            *(stride for part in given for stride in part.stride()[:3]), queries, keys, size, lines, num_warps=2,
         )  # fmt: skip
         return packed @ weight, packed.mT @ x, None, None, None, None
 
 
 @triton.jit
-def _swiglu(packed, out, rows, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-    at = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
-    inside = (at < F) & (row < rows)
-    gate = tl.load(packed + row * 2 * F + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(packed + row * 2 * F + F + at, mask=inside, other=0.0).to(tl.float32)
+def _swiglu(packed, out, F: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(packed + row * 2 * F + at, mask=at < F, other=0.0).to(tl.float32)
+    up = tl.load(packed + row * 2 * F + F + at, mask=at < F, other=0.0).to(tl.float32)
     # rounded where the plain model rounds
     silu = (gate * tl.sigmoid(gate)).to(out.dtype.element_ty).to(tl.float32)
-    tl.store(out + row * F + at, silu * up, mask=inside)
+    tl.store(out + row * F + at, silu * up, mask=at < F)
 
 
 @triton.jit
-def _swiglu_gradient(packed, given, of_packed, rows, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-    at = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
-    inside = (at < F) & (row < rows)
-    gate = tl.load(packed + row * 2 * F + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(packed + row * 2 * F + F + at, mask=inside, other=0.0).to(tl.float32)
-    gradient = tl.load(given + row * F + at, mask=inside, other=0.0).to(tl.float32)
+def _swiglu_gradient(packed, given, of_packed, F: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(packed + row * 2 * F + at, mask=at < F, other=0.0).to(tl.float32)
+    up = tl.load(packed + row * 2 * F + F + at, mask=at < F, other=0.0).to(tl.float32)
+    gradient = tl.load(given + row * F + at, mask=at < F, other=0.0).to(tl.float32)
     share = tl.sigmoid(gate)
     silu = (gate * share).to(given.dtype.element_ty).to(tl.float32)
     of_gate = gradient * up * share * (1 + gate * (1 - share))
-    tl.store(of_packed + row * 2 * F + at, of_gate, mask=inside)
-    tl.store(of_packed + row * 2 * F + F + at, gradient * silu, mask=inside)
-    tl.store(given + row * F + at, silu * up, mask=inside)
+    tl.store(of_packed + row * 2 * F + at, of_gate, mask=at < F)
+    tl.store(of_packed + row * 2 * F + F + at, gradient * silu, mask=at < F)
+    tl.store(given + row * F + at, silu * up, mask=at < F)  # what came in is not needed again
 
 
 class GatedMLP(Function):
@@ -231,99 +229,23 @@ class GatedMLP(Function):
         Returns:
             (R, H) bfloat16.
         """
-        packed = x @ inner.mT
-        between = torch.empty(len(x), outer.shape[1], dtype=x.dtype, device=x.device)
-        _swiglu[_tiles(between)](packed, between, len(x), outer.shape[1], 4, 512)
+        packed, width = x @ inner.mT, outer.shape[1]
+        between = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
+        _swiglu[(len(x), triton.cdiv(width, _BLOCK))](packed, between, width, _BLOCK)
         ctx.save_for_backward(x, packed, inner, outer)
         return between @ outer.mT
 
     @staticmethod
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor, ...]:
         x, packed, inner, outer = ctx.saved_tensors
+        width = outer.shape[1]
         between = given @ outer
         of_packed = torch.empty_like(packed)
-        width = outer.shape[1]
-        _swiglu_gradient[_tiles(between)](packed, between, of_packed, len(x), width, 4, 512)  # gradient in, result out
+        _swiglu_gradient[(len(x), triton.cdiv(width, _BLOCK))](packed, between, of_packed, width, _BLOCK)
         of_inner = torch.empty_like(inner)
         for half in (slice(width), slice(width, None)):  # faster than both at once
             torch.mm(of_packed[:, half].mT, x, out=of_inner[half])
         return of_packed @ inner, of_inner, given.mT @ between
-
-
-def _tiles(between: Tensor) -> tuple[int, int]:
-    return triton.cdiv(len(between), 4), triton.cdiv(between.shape[1], 512)
-
-
-@triton.jit
-def _cross_entropy(
-    logits, targets, losses, share, IGNORED: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    here = logits + row * V
-    target = tl.load(targets + row)
-    largest = -float("inf")
-    total = 0.0
-    for first in range(0, V, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        x = tl.load(here + at, mask=at < V, other=-float("inf")).to(tl.float32)
-        larger = tl.maximum(largest, tl.max(x, 0))
-        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
-        largest = larger
-    log_sum = largest + tl.log(total)
-    counts = target != IGNORED
-    chosen = tl.load(here + tl.where(counts, target, 0)).to(tl.float32)
-    tl.store(losses + row, tl.where(counts, log_sum - chosen, 0.0))
-    if GRADIENT:
-        tl.debug_barrier()  # `chosen` is read before it is overwritten
-        weight = tl.where(counts, tl.load(share), 0.0)
-        for first in range(0, V, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            x = tl.load(here + at, mask=at < V, other=-float("inf")).to(tl.float32)
-            gradient = weight * (tl.exp(x - log_sum) - tl.where(at == target, 1.0, 0.0))
-            tl.store(here + at, gradient, mask=at < V)
-
-
-class LinearCrossEntropy(Function):
-    """Mean cross-entropy of a linear layer's output, a slice of rows at a time, the gradient in the forward pass.
-
-    A slice's logits are turned into their gradient in place, so that no more than one slice is in memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
-        """
-        Args:
-            x: (R, H) bfloat16.
-            weight: (V, H) float32; multiplied in bfloat16.
-            targets: (R,) int64.
-            ignored: a target with this id counts for nothing.
-
-        Returns:
-            The mean over the targets that count, a float32 scalar.
-        """
-        wants = ctx.needs_input_grad[0]
-        half = weight.to(x.dtype)
-        losses = torch.empty(len(x), device=x.device)
-        share = (targets != ignored).sum().float().reciprocal()
-        of_x = torch.empty_like(x)
-        of_weight = torch.zeros_like(weight if wants else weight[:0])
-        for start in range(0, len(x), _LOGITS_ROWS):
-            rows = slice(start, start + _LOGITS_ROWS)
-            logits = x[rows] @ half.mT
-            _cross_entropy[(len(logits),)](
-                logits, targets[rows], losses[rows], share, ignored, len(weight), 16384, wants, num_warps=16
-            )
-            if wants:
-                torch.mm(logits, half, out=of_x[rows])
-                torch.addmm(of_weight, logits.mT, x[rows], out_dtype=torch.float32, out=of_weight)
-        if wants:
-            ctx.save_for_backward(of_x, of_weight)
-        return losses.sum() * share
-
-    @staticmethod
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
-        of_x, of_weight = ctx.saved_tensors
-        return of_x * given, of_weight * given, None, None
 
 
 class HalfWeights(Function):

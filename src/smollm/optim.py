@@ -30,10 +30,12 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype, memory_format=torch.contiguous_format)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    shape = x.shape
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).view(-1, *shape[-2:])
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.view(shape)
     return x.mT if tall else x
 
 

@@ -161,7 +161,7 @@ class Trainer:
         while self.done < training.steps:
             began = time.perf_counter()
             rate = learning_rate(self.done + 1, training.steps, training.optimizer.lr, training.schedule)
-            loss, norm = self._take_step(rate)
+            loss, norm = self.take_step(rate)
             self.done += 1
             last = self.done == training.steps
             window.append(time.perf_counter() - began)
@@ -189,7 +189,7 @@ class Trainer:
             if stopped and not last:
                 raise Interrupted(stopped, self.step)
 
-    def _take_step(self, rate: float) -> tuple[float, float]:
+    def take_step(self, rate: float) -> tuple[float, float]:
         """One optimizer step on the next batch; its loss and the gradient's norm before clipping.
 
         Raises:
