@@ -18,7 +18,7 @@ export PYTHONPATH := $(CURDIR)/src
 PYTEST := pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow coverage check ui compare push sync
+.PHONY: help setup repro test test-slow coverage check bench ui compare push sync
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ check: $(ready)  ## ruff and mypy
 	@ruff check .
 	@ruff format --check .
 	@mypy src stages
+
+bench: $(ready)  ## time training steps next to transformers, on the GPU or else the CPU (ARGS="--rounds 3")
+	@python3 benchmarks/training_step.py $(ARGS)
 
 ui: $(ready)  ## MLflow's pages, on port 5000 of this machine
 	@case "$$MLFLOW_TRACKING_URI" in \
