@@ -18,7 +18,7 @@ export PYTHONPATH := $(CURDIR)/src
 PYTEST := pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow coverage check bench ui compare push sync
+.PHONY: help setup repro test test-slow coverage bench check ui compare push sync
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ coverage: $(ready)  ## which lines of src/smollm no test runs (both sets of test
 	@python3 -m coverage run -m $(PYTEST)
 	@python3 -m coverage combine --quiet
 	@python3 -m coverage report
+
+bench: $(ready)  ## time training steps beside transformers' (minutes; ARGS="--shapes 32x2048")
+	@python3 benchmarks/training_step.py $(ARGS)
 
 check: $(ready)  ## ruff and mypy
 	@ruff check .

@@ -12,10 +12,12 @@ tokens: batch to the device, forward and backward, clipping, AdamW or Muon, and 
     ours adamw, ours muon  the pipeline's Trainer.take_step, on what the pipeline chooses for the device
 
 A step's time is the median over all rounds. First step: from before the model is built to the end of
-the first step, in the first round, with empty compiler caches; imports are not counted. Peak memory is
-the allocator's. MFU counts 6 FLOPs for each matrix weight and token and 12·L·N·D·T for attention, with no
-discount for the causal mask, over the data sheet's rate and over that of one large bf16 product measured
-in the same launch. The parts of a step are the times of its kernels by what they do.
+the first step, in the first round, with compiler caches of its own that are empty; imports are not
+counted. Peak memory is the allocator's (on a CPU the process's). MFU counts 6 FLOPs for each matrix
+weight and token and 12·L·N·D·T for attention, with no discount for the causal mask, over the data
+sheet's rate; the next column has the rate of one large bf16 product, measured in the same launch, in
+its place. The parts of a step are the times of its kernels by what they do; Muon's own products are
+among the products.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,46 +79,52 @@ def with_shape(config: Config, rows: int, length: int) -> Config:
     return dataclasses.replace(config, pretrain=training)
 
 
-def our_step(config: Config, kind: OptimizerKind, directory: Path) -> Callable[[], None]:
-    """The pipeline's own step, built as a stage builds it."""
-    machine = hardware.choose(config.runtime)
-    training = dataclasses.replace(config.pretrain, optimizer=dataclasses.replace(config.pretrain.optimizer, kind=kind))
+def with_kind(config: Config, kind: OptimizerKind) -> Config:
+    optimizer = dataclasses.replace(config.pretrain.optimizer, kind=kind)
+    return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, optimizer=optimizer))
+
+
+def our_step(
+    config: Config, machine: hardware.Hardware, tokens: np.ndarray, directory: Path
+) -> Callable[[], tuple[float, float]]:
+    """The pipeline's own step, built as a stage builds it; it returns loss and gradient norm."""
+    training = config.pretrain
     rows, length = training.sequences_per_step, training.sequence_length
-    tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, 200 * rows * length).astype(np.uint16)
     batches = Batches(tokens, rows, length, config.seed, "pretrain")
+    text_bytes = np.ones(config.model.vocab_size, np.int64)
     tokenizer = Tokenizer(models.BPE(vocab={character: id for id, character in enumerate("abc")}, merges=[]))
     evaluation = dataclasses.replace(config.evaluation, prompts=("a",))
+    torch.manual_seed(config.seed)
     model = LlamaForCausalLM(config.model).to(machine.device)
     optimizer = Optimizer(model, training.optimizer, machine.dtype)
     micro_batch = rehearse(model, batches, config.runtime.micro_batch_size, machine, print)
-    windows = validation_windows(tokens, length, length, "pretrain")
     trainer = Trainer(
         Plan("pretrain", "benchmark", config.seed, 0, training, evaluation, 250),
         model,
         optimizer,
         batches,
-        Evaluator(windows, np.ones(config.model.vocab_size, np.int64), micro_batch, machine),
+        Evaluator(validation_windows(tokens, length, length, "pretrain"), text_bytes, micro_batch, machine),
         tokenizer,
         machine,
         Journal(directory / "journal.jsonl"),
         CheckpointStore(directory / "checkpoints", 1, "benchmark"),
     )
 
-    def step() -> None:
-        trainer.take_step(RATE)
+    def step() -> tuple[float, float]:
+        numbers = trainer.take_step(RATE)
         trainer.done += 1
+        return numbers
 
     return step
 
 
-def other_step(variant: str, config: Config) -> Callable[[], None]:
+def other_step(variant: str, config: Config, machine: hardware.Hardware) -> Callable[[], None]:
     """A plain loop's step."""
-    machine = hardware.choose(config.runtime)
     if machine.device.type == "cpu":
         machine = dataclasses.replace(machine, precision=Precision.FP32)
     if variant == "predecessor":
         model: torch.nn.Module = LlamaForCausalLM(config.model).to(machine.device)
-        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = model.loss  # type: ignore[assignment]
+        loss = model.loss
     else:
         import transformers
 
@@ -163,15 +172,16 @@ def parts_of(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
 def turn(variant: str, config: Config, seconds: float, wants_parts: bool) -> dict[str, Any]:
     """One turn of one variant: the times of its steps, and what it needed."""
     machine = hardware.choose(config.runtime)
+    rows, length = config.pretrain.sequences_per_step, config.pretrain.sequence_length
+    tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, 200 * rows * length).astype(np.uint16)
     machine.synchronize()
     with tempfile.TemporaryDirectory() as directory:
         began = time.perf_counter()
-        ours = variant.startswith("ours")
-        step = (
-            our_step(config, OptimizerKind(variant.split()[1]), Path(directory))
-            if ours
-            else other_step(variant, config)
-        )
+        step: Callable[[], object]
+        if variant.startswith("ours"):
+            step = our_step(with_kind(config, OptimizerKind(variant.split()[1])), machine, tokens, Path(directory))
+        else:
+            step = other_step(variant, config, machine)
         step()
         machine.synchronize()
         first = time.perf_counter() - began
@@ -184,12 +194,7 @@ def turn(variant: str, config: Config, seconds: float, wants_parts: bool) -> dic
             step()
             times.append(time.perf_counter() - began)
         memory = machine.peak_memory_gib()
-        return {
-            "times": times,
-            "first": first,
-            "memory": memory,
-            "parts": parts_of(step) if wants_parts else None,
-        }
+        return {"times": times, "first": first, "memory": memory, "parts": parts_of(step) if wants_parts else None}
 
 
 def product_rate() -> float:
@@ -212,56 +217,71 @@ def run_turn(arguments: list[str], caches: Path) -> dict[str, Any]:
         "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor",
         "TRITON_CACHE_DIR": f"{caches}/triton",
     }
-    command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        return {"failed": done.returncode}
-    return json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    return {} if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(preset: str, shapes: list[tuple[int, int]], rounds: int, seconds: float) -> None:
+def compare(preset: str, shapes: list[str], rounds: int, seconds: float) -> None:
+    began = time.perf_counter()
     config = load(ROOT / "presets" / f"{preset}.yaml")
     machine = hardware.choose(config.runtime)
-    variants = VARIANTS[machine.device.type]
-    results: dict[tuple[tuple[int, int], str], list[dict[str, Any]]] = defaultdict(list)
+    is_cuda = machine.device.type == "cuda"
+    results: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as caches:
-        rate = run_turn(["--product-rate"], Path(caches))["rate"] if machine.device.type == "cuda" else None
-        for one in range(rounds):
-            for shape in shapes:
-                for variant in variants:
-                    wants = ["--parts"] if variant == "ours adamw" and not one and machine.device.type == "cuda" else []
-                    shaped = ["--turn", variant, "--shape", "{}x{}".format(*shape), "--seconds", str(seconds)]
-                    results[shape, variant].append(run_turn(["--preset", preset, *shaped, *wants], Path(caches)))
-    products = f"; bf16 products of 8192³: {rate / 1e12:.0f} TFLOP/s" if isinstance(rate, float) else ""
-    print(f"{machine.name}, torch {torch.__version__}, {machine.precision.value}, {rounds} rounds{products}")
-    peak = peak_tflops(machine.name) if machine.device.type == "cuda" else None
+        rate = run_turn(["--product-rate"], Path(caches)).get("rate") if is_cuda else None
+        turns = [
+            (one, shape, name) for one in range(rounds) for shape in shapes for name in VARIANTS[machine.device.type]
+        ]
+        for one, shape, variant in turns:
+            arguments = ["--preset", preset, "--turn", variant, "--shapes", shape, "--seconds", str(seconds)]
+            if is_cuda and variant.startswith("ours") and one == rounds - 1:
+                arguments.append("--parts")
+            own = Path(caches) / f"{variant} {shape}"
+            results[shape, variant].append(run_turn(arguments, own))
+    print(f"{machine.name}, torch {torch.__version__}, transformers {version('transformers')}, {rounds} rounds")
+    if rate:
+        print(f"bf16 product of 8192x8192x8192: {rate / 1e12:.0f} TFLOP/s")
     for shape in shapes:
-        flops = flops_per_token(config.model, shape[1])
-        print("\n{}x{} tokens a step\n".format(*shape))
-        print("| | ms a step | tokens/s | MFU (data sheet) | MFU (measured) | peak memory | first step |")
-        print("|---|---|---|---|---|---|---|")
-        for variant in variants:
-            print(row(variant, results[shape, variant], shape, flops, peak, rate))
-        parts = results[shape, "ours adamw"][0].get("parts")
-        if isinstance(parts, dict):
-            shares = ", ".join(f"{name} {ms:.1f}" for name, ms in sorted(parts.items(), key=lambda item: -item[1]))
-            print(f"\nours adamw, ms of a step: {shares}")
+        print_table(
+            shape, {name: turns for (its, name), turns in results.items() if its == shape}, config, machine, rate
+        )
+    print(f"\n{time.perf_counter() - began:.0f} s in all")
 
 
-def row(
-    variant: str, turns: list[dict[str, Any]], shape: tuple[int, int], flops: float, peak: float | None, rate: Any
-) -> str:
-    """One line of the table."""
-    good = [one for one in turns if "times" in one]
-    if not good:
-        return f"| {variant} | failed |"
-    step = statistics.median(value for one in good for value in one["times"])
-    speed = shape[0] * shape[1] / step
-    shares = [f"{100 * speed * flops / (peak * 1e12):.1f} %" if peak else "-"]
-    shares.append(f"{100 * speed * flops / rate:.1f} %" if isinstance(rate, float) else "-")
-    memory = max(one["memory"] for one in good)
-    cells = [variant, f"{1000 * step:.1f}", f"{speed:,.0f}", *shares, f"{memory:.1f} GiB", f"{good[0]['first']:.1f} s"]
-    return "| " + " | ".join(cells) + " |"
+def print_table(
+    shape: str, results: dict[str, list[dict[str, Any]]], config: Config, machine: hardware.Hardware, rate: float | None
+) -> None:
+    rows, length = map(int, shape.split("x"))
+    flops = flops_per_token(config.model, length)
+    peak = peak_tflops(machine.name) if machine.device.type == "cuda" else None
+    print(f"\n{shape} tokens a step\n")
+    print("| | ms a step | tokens/s | MFU | of the product's rate | peak memory | first step |")
+    print("|---|---|---|---|---|---|---|")
+    for variant, turns in results.items():
+        good = [one for one in turns if one]
+        if not good:
+            print(f"| {variant} | failed | | | | | |")
+            continue
+        step = statistics.median(value for one in good for value in one["times"])
+        speed = rows * length / step
+        shares = [f"{100 * speed * flops / most:.1f} %" if most else "-" for most in (peak and peak * 1e12, rate)]
+        memory = max(one["memory"] for one in good)
+        cells = [
+            variant,
+            f"{1000 * step:.1f}",
+            f"{speed:,.0f}",
+            *shares,
+            f"{memory:.1f} GiB",
+            f"{good[0]['first']:.1f} s",
+        ]
+        print("| " + " | ".join(cells) + " |")
+    for variant, turns in results.items():
+        parts = turns[-1].get("parts")
+        if parts:
+            shares = [f"{name} {ms:.1f}" for name, ms in sorted(parts.items(), key=lambda item: -item[1])]
+            print(f"\n{variant}, ms of a step on the GPU: {', '.join(shares)}; {sum(parts.values()):.1f} in all")
 
 
 def main() -> None:
@@ -269,9 +289,8 @@ def main() -> None:
     parser.add_argument("--preset", help="smollm-135m on a GPU, tiny on a CPU, unless said otherwise")
     parser.add_argument("--shapes", help="sequences x tokens, e.g. 32x2048,32x256")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of timed steps in a turn")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timed steps in a turn, five steps at least")
     parser.add_argument("--turn", help=argparse.SUPPRESS)
-    parser.add_argument("--shape", help=argparse.SUPPRESS)
     parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--product-rate", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -279,14 +298,13 @@ def main() -> None:
         print(json.dumps({"rate": product_rate()}))
         return
     preset = arguments.preset or ("smollm-135m" if torch.cuda.is_available() else "tiny")
+    config = load(ROOT / "presets" / f"{preset}.yaml")
+    own = f"{config.pretrain.sequences_per_step}x{config.pretrain.sequence_length}"
+    shapes = (arguments.shapes or ("32x2048,32x256" if preset == "smollm-135m" else own)).split(",")
     if arguments.turn:
-        config = with_shape(load(ROOT / "presets" / f"{preset}.yaml"), *map(int, arguments.shape.split("x")))
+        config = with_shape(config, *map(int, shapes[0].split("x")))
         print(json.dumps(turn(arguments.turn, config, arguments.seconds, arguments.parts)))
         return
-    training = load(ROOT / "presets" / f"{preset}.yaml").pretrain
-    default = f"{training.sequences_per_step}x{training.sequence_length}"
-    wanted = arguments.shapes or ("32x2048,32x256" if preset == "smollm-135m" else default)
-    shapes = [(int(rows), int(length)) for rows, length in (shape.split("x") for shape in wanted.split(","))]
     compare(preset, shapes, arguments.rounds, arguments.seconds)
 
 

@@ -9,6 +9,8 @@ Legend: B batch, T time, R rows (B*T), H hidden, N query heads, K key-value head
 """
 
 import importlib.util
+import os
+import shutil
 
 import torch
 from torch import Tensor
@@ -35,6 +37,8 @@ def fits(config: ModelConfig, hardware: Hardware) -> bool:
         and hardware.device.type == "cuda"
         and hardware.precision is Precision.BF16
         and importlib.util.find_spec("triton") is not None
+        # what Triton builds the calls of its kernels with
+        and any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang")))
         and config.head_dim in (32, 64, 128)
     )
 
