@@ -239,7 +239,10 @@ def compare(preset: str, shapes: list[str], rounds: int, seconds: float) -> None
             if is_cuda and variant.startswith("ours") and one == rounds - 1:
                 arguments.append("--parts")
             own = Path(caches) / f"{variant} {shape}"
-            results[shape, variant].append(run_turn(arguments, own))
+            done = run_turn(arguments, own)
+            results[shape, variant].append(done)
+            took = f"{1000 * statistics.median(done['times']):.1f} ms" if done else "failed"
+            print(f"round {one + 1}: {shape} {variant}: {took}", file=sys.stderr, flush=True)
     print(f"{machine.name}, torch {torch.__version__}, transformers {version('transformers')}, {rounds} rounds")
     if rate:
         print(f"bf16 product of 8192x8192x8192: {rate / 1e12:.0f} TFLOP/s")
