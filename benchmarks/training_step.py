@@ -2,8 +2,8 @@
 
     PYTHONPATH=src python3 benchmarks/training_step.py [--preset smollm-135m] [--rounds 2]
 
-The variants take turns, round after round, each turn in a process of its own: what one leaves in
-memory, or the card's temperature, counts for no other. Each does full optimizer steps on random
+The variants take turns, round after round, each in a process of its own: what one leaves in memory, or
+the card's temperature, counts for no other. Each does full optimizer steps on random
 tokens: batch to the device, forward and backward, clipping, AdamW or Muon, and a look at the loss.
 
     predecessor            the plain model under bf16 autocast, uncompiled; AdamW as torch has it by default
@@ -22,6 +22,7 @@ among the products.
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import statistics
@@ -60,6 +61,8 @@ VARIANTS = {
     "cpu": ("transformers eager", "ours adamw", "ours muon"),
 }
 RATE = 1e-3
+ANSWER = "answer: "
+"""What a line begins with that a worker writes for the process that asked."""
 
 PARTS = {
     "attention": ("sdpa", "fmha", "flash", "compute_dot_do_o", "convert_dq"),
@@ -169,32 +172,45 @@ def parts_of(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
     return dict(milliseconds)
 
 
-def turn(variant: str, config: Config, seconds: float, wants_parts: bool) -> dict[str, Any]:
-    """One turn of one variant: the times of its steps, and what it needed."""
+def serve(variant: str, config: Config) -> None:
+    """Take turns of one variant, one for each line read: the times of its steps, and what it needed."""
     machine = hardware.choose(config.runtime)
     rows, length = config.pretrain.sequences_per_step, config.pretrain.sequence_length
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, 200 * rows * length).astype(np.uint16)
+    is_ours, step = variant.startswith("ours"), None
     machine.synchronize()
+    print(f"{ANSWER}{{}}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
-        began = time.perf_counter()
-        step: Callable[[], object]
-        if variant.startswith("ours"):
-            step = our_step(with_kind(config, OptimizerKind(variant.split()[1])), machine, tokens, Path(directory))
-        else:
-            step = other_step(variant, config, machine)
-        step()
-        machine.synchronize()
-        first = time.perf_counter() - began
-        for _ in range(3):  # the second is captured, or compiled again
-            step()
-        machine.synchronize()
-        times: list[float] = []
-        while len(times) < 5 or sum(times) < seconds:
+        for line in sys.stdin:
+            question = json.loads(line)
             began = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - began)
-        memory = machine.peak_memory_gib()
-        return {"times": times, "first": first, "memory": memory, "parts": parts_of(step) if wants_parts else None}
+            if is_ours:
+                kind = OptimizerKind(variant.split()[1])
+                step = our_step(with_kind(config, kind), machine, tokens, Path(tempfile.mkdtemp(dir=directory)))
+            elif step is None:
+                step = other_step(variant, config, machine)
+            answer = turn(step, machine, began, question["seconds"])
+            if question["parts"]:
+                answer["parts"] = parts_of(step)
+            if is_ours:  # its graphs hold their memory as long as it lives
+                step = None
+            gc.collect()
+            torch.cuda.empty_cache()
+            print(ANSWER + json.dumps(answer), flush=True)
+
+
+def turn(step: Callable[[], object], machine: hardware.Hardware, began: float, seconds: float) -> dict[str, Any]:
+    step()
+    machine.synchronize()
+    first = time.perf_counter() - began
+    for _ in range(3):  # the second is captured, or compiled again
+        step()
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < seconds:
+        began = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - began)
+    return {"times": times, "first": first, "memory": machine.peak_memory_gib()}
 
 
 def product_rate() -> float:
@@ -210,17 +226,34 @@ def product_rate() -> float:
     return 2 * 8192**3 / statistics.median(times[2:])
 
 
-def run_turn(arguments: list[str], caches: Path) -> dict[str, Any]:
-    """A turn in a process of its own."""
-    environment = {
-        **os.environ,
-        "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor",
-        "TRITON_CACHE_DIR": f"{caches}/triton",
-    }
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=False
-    )
-    return {} if done.returncode else json.loads(done.stdout.splitlines()[-1])
+class Worker:
+    """A process of its own, with empty compiler caches, for one variant at one shape; it takes a turn when asked to."""
+
+    def __init__(self, arguments: list[str], caches: str) -> None:
+        environment = {
+            **os.environ,
+            "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor",
+            "TRITON_CACHE_DIR": f"{caches}/triton",
+        }
+        command = [sys.executable, __file__, *arguments]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def answer(self) -> dict[str, Any] | None:
+        """What it answers next, as soon as it does; None if it failed."""
+        lines = (line for line in self._process.stdout or () if line.startswith(ANSWER))
+        return next((json.loads(line.removeprefix(ANSWER)) for line in lines), None)
+
+    def ask(self, **question: object) -> dict[str, Any] | None:
+        try:
+            print(json.dumps(question), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            return None
+        return self.answer()
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def compare(preset: str, shapes: list[str], rounds: int, seconds: float) -> None:
@@ -229,26 +262,30 @@ def compare(preset: str, shapes: list[str], rounds: int, seconds: float) -> None
     machine = hardware.choose(config.runtime)
     is_cuda = machine.device.type == "cuda"
     results: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as caches:
-        rate = run_turn(["--product-rate"], Path(caches)).get("rate") if is_cuda else None
-        turns = [
-            (one, shape, name) for one in range(rounds) for shape in shapes for name in VARIANTS[machine.device.type]
-        ]
-        for one, shape, variant in turns:
-            arguments = ["--preset", preset, "--turn", variant, "--shapes", shape, "--seconds", str(seconds)]
-            if is_cuda and variant.startswith("ours") and one == rounds - 1:
-                arguments.append("--parts")
-            own = Path(caches) / f"{variant} {shape}"
-            done = run_turn(arguments, own)
-            results[shape, variant].append(done)
-            took = f"{1000 * statistics.median(done['times']):.1f} ms" if done else "failed"
-            print(f"round {one + 1}: {shape} {variant}: {took}", file=sys.stderr, flush=True)
+    rate = product_rate() if is_cuda else None
+    for shape in shapes:
+        with tempfile.TemporaryDirectory() as caches:
+            workers = {
+                name: Worker(["--preset", preset, "--shapes", shape, "--serve", name], f"{caches}/{name}")
+                for name in VARIANTS[machine.device.type]
+            }
+            for worker in workers.values():  # all have started before the first turn
+                worker.answer()
+            for one in range(1, rounds + 1):
+                for name, worker in workers.items():
+                    parts = is_cuda and name.startswith("ours") and one == rounds
+                    done = worker.ask(seconds=seconds, parts=parts)
+                    took = f"{1000 * statistics.median(done['times']):.1f} ms" if done else "failed"
+                    print(f"{shape}, round {one} of {rounds}, {name}: {took}", file=sys.stderr, flush=True)
+                    results[shape, name] += [done] if done else []
+            for worker in workers.values():
+                worker.close()
     print(f"{machine.name}, torch {torch.__version__}, transformers {version('transformers')}, {rounds} rounds")
     if rate:
         print(f"bf16 product of 8192x8192x8192: {rate / 1e12:.0f} TFLOP/s")
     for shape in shapes:
         print_table(
-            shape, {name: turns for (its, name), turns in results.items() if its == shape}, config, machine, rate
+            shape, {name: results[shape, name] for name in VARIANTS[machine.device.type]}, config, machine, rate
         )
     print(f"\n{time.perf_counter() - began:.0f} s in all")
 
@@ -263,25 +300,23 @@ def print_table(
     print("| | ms a step | tokens/s | MFU | of the product's rate | peak memory | first step |")
     print("|---|---|---|---|---|---|---|")
     for variant, turns in results.items():
-        good = [one for one in turns if one]
-        if not good:
+        if not turns:
             print(f"| {variant} | failed | | | | | |")
             continue
-        step = statistics.median(value for one in good for value in one["times"])
+        step = statistics.median(value for one in turns for value in one["times"])
         speed = rows * length / step
         shares = [f"{100 * speed * flops / most:.1f} %" if most else "-" for most in (peak and peak * 1e12, rate)]
-        memory = max(one["memory"] for one in good)
         cells = [
             variant,
             f"{1000 * step:.1f}",
             f"{speed:,.0f}",
             *shares,
-            f"{memory:.1f} GiB",
-            f"{good[0]['first']:.1f} s",
+            f"{turns[0]['memory']:.1f} GiB",
+            f"{turns[0]['first']:.1f} s",
         ]
         print("| " + " | ".join(cells) + " |")
     for variant, turns in results.items():
-        parts = turns[-1].get("parts")
+        parts = turns[-1].get("parts") if turns else None
         if parts:
             shares = [f"{name} {ms:.1f}" for name, ms in sorted(parts.items(), key=lambda item: -item[1])]
             print(f"\n{variant}, ms of a step on the GPU: {', '.join(shares)}; {sum(parts.values()):.1f} in all")
@@ -293,22 +328,16 @@ def main() -> None:
     parser.add_argument("--shapes", help="sequences x tokens, e.g. 32x2048,32x256")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=2.0, help="of timed steps in a turn, five steps at least")
-    parser.add_argument("--turn", help=argparse.SUPPRESS)
-    parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--product-rate", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", metavar="VARIANT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.product_rate:
-        print(json.dumps({"rate": product_rate()}))
-        return
     preset = arguments.preset or ("smollm-135m" if torch.cuda.is_available() else "tiny")
     config = load(ROOT / "presets" / f"{preset}.yaml")
     own = f"{config.pretrain.sequences_per_step}x{config.pretrain.sequence_length}"
     shapes = (arguments.shapes or ("32x2048,32x256" if preset == "smollm-135m" else own)).split(",")
-    if arguments.turn:
-        config = with_shape(config, *map(int, shapes[0].split("x")))
-        print(json.dumps(turn(arguments.turn, config, arguments.seconds, arguments.parts)))
-        return
-    compare(preset, shapes, arguments.rounds, arguments.seconds)
+    if arguments.serve:
+        serve(arguments.serve, with_shape(config, *map(int, shapes[0].split("x"))))
+    else:
+        compare(preset, shapes, arguments.rounds, arguments.seconds)
 
 
 if __name__ == "__main__":
