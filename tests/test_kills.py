@@ -93,15 +93,15 @@ POINTS = [  # with the step that the killed process was resumed from
     ("tokenize smollm.encode:file_digest before 2 group", None),
     ("tokenize smollm.tokenize_stage:replace_directory after 2 group", None),
     ("tokenize the-end - 0 group", None),
-    ("pretrain smollm.trainer:Trainer._to_device before 45 process", None),  # in step 8, the second of three parts
-    ("pretrain smollm.trainer:Trainer._take_step before 1 group", 5),  # the first step after a resume
+    ("pretrain smollm.step:Step.update before 8 process", None),  # in step 8, between gradient and update
+    ("pretrain smollm.trainer:Trainer.take_step before 1 group", 5),  # the first step after a resume
     ("pretrain smollm.checkpoint:save_file after 1 process", 5),  # the first of two files of step 10
     ("pretrain smollm.evaluate:bits_per_byte before 1 process", 5),  # validation at step 10
     ("pretrain smollm.checkpoint:CheckpointStore._write after 1 process", 5),  # step 10 is saved
     ("pretrain smollm.generate:sample before 5 group", 10),  # the sample of step 14
     ("pretrain smollm.export:write_model after 1 process", 10),  # all steps are done
     ("pretrain the-end - 0 group", None),
-    ("finetune smollm.trainer:Trainer._to_device before 39 process", None),  # its step 7
+    ("finetune smollm.step:Step.update before 7 process", None),  # its step 7
     ("finetune the-end - 0 group", 65),
 ]
 

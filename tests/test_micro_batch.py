@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from smollm import fused
 from smollm.batches import Batches
 from smollm.checkpoint import CheckpointStore
 from smollm.config.evaluation import EvaluationConfig
@@ -20,7 +21,7 @@ from smollm.evaluate import Evaluator
 from smollm.hardware import Hardware
 from smollm.journal import Journal
 from smollm.micro_batch import candidates, rehearse
-from smollm.model import LlamaForCausalLM
+from smollm.model import Fused, LlamaForCausalLM
 from smollm.optim import Optimizer
 from smollm.progress import Progress
 from smollm.tokens import token_bytes
@@ -150,6 +151,24 @@ def test_a_broken_compiler_is_survived(model_config: ModelConfig, cpu: Hardware)
         assert rehearse(model, make_batches(), 4, replace(cpu, compile=True), warnings.append) == 4
     assert len(warnings) == 1
     assert_not_compiled(model)
+
+
+def test_kernels_that_fail_give_way_to_the_compiled_model(
+    model_config: ModelConfig, cpu: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Tensor) -> Tensor:
+        raise RuntimeError("no such kernel")
+
+    model = make_model(model_config)
+    monkeypatch.setattr(fused, "fits", lambda *_: True)
+    monkeypatch.setattr(fused, "fuse", lambda model: setattr(model, "fused", Fused(refuse, refuse)))
+    compiled: list[bool] = []
+    monkeypatch.setattr(model, "compile_parts", lambda: compiled.append(True))
+    warnings: list[str] = []
+    assert rehearse(model, make_batches(), 4, cpu, warnings.append) == 4
+    assert compiled == [True]
+    assert model.fused is None
+    assert warnings == ["the GPU's kernels failed (RuntimeError: no such kernel); going on with torch.compile"]
 
 
 def train_one_step(

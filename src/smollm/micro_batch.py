@@ -31,8 +31,8 @@ def rehearse(
 ) -> int:
     """Compute one gradient and throw it away; return the micro-batch size that worked.
 
-    Compiles the model on the way, where `hardware` says so, and falls back to the uncompiled one,
-    with a warning, where the compiler fails.
+    Takes the kernels of `fused` where they fit, else compiles the model where `hardware` says so. Where
+    kernels or compiler fail, falls back to the compiled and to the uncompiled model, with a warning.
 
     Raises:
         TrainingError: not even the smallest, or the wanted one, fits into memory.
@@ -48,14 +48,19 @@ def rehearse(
     while waiting:
         try:
             _try(model, batches, waiting[0], hardware)
-        except (torch._inductor.exc.InductorError, torch._dynamo.exc.TorchDynamoException) as error:
-            warn(f"torch.compile failed ({str(error).splitlines()[0]}); going on without it")
-            model.forget_compilation()
-        except RuntimeError as error:
+        except Exception as error:
             # the CPU's allocator has no error of its own
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                del waiting[0]
+            elif isinstance(error, torch._inductor.exc.InductorError | torch._dynamo.exc.TorchDynamoException):
+                warn(f"torch.compile failed ({str(error).splitlines()[0]}); going on without it")
+                model.forget_compilation()
+            elif model.fused is not None:  # Triton has no error that all of its own derive from
+                warn(f"the GPU's kernels failed ({type(error).__name__}: {error}); going on with torch.compile")
+                model.forget_compilation()
+                model.compile_parts()
+            else:
                 raise
-            del waiting[0]
         else:
             del reserved
             return waiting[0]
@@ -77,9 +82,25 @@ def _reserve_moments(model: LlamaForCausalLM, hardware: Hardware) -> list[torch.
     return [torch.empty_like(weight) for weight in model.parameters() for _ in range(2)]
 
 
+def _reserve_validation(
+    model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tensor, hardware: Hardware
+) -> torch.Tensor | None:
+    """The memory that validation will take beside a captured step, whose own nothing else can use."""
+    if model.fused is None or not hardware.captures:
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.no_grad(), hardware.autocast():
+        model.loss(inputs, targets)
+    size = torch.cuda.max_memory_allocated() - before
+    torch.cuda.empty_cache()
+    return torch.empty(size, dtype=torch.uint8, device=inputs.device)
+
+
 def _try(model: LlamaForCausalLM, batches: Batches, size: int, hardware: Hardware) -> None:
     try:
         inputs, targets = (torch.from_numpy(ids[:size].copy()).to(hardware.device) for ids in batches(1))
+        _beside = _reserve_validation(model, inputs, targets, hardware)
         with hardware.autocast():
             loss = model.loss(inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]

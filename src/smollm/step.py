@@ -1,7 +1,7 @@
 """The arithmetic of one optimizer step: the gradient of a whole batch, clipping, the update.
 
-On an NVIDIA GPU both halves are captured as CUDA graphs at a process's second step and replayed
-from then on, so that the GPU never waits for the next of a thousand kernels to be asked for. The
+With the kernels of `fused` both halves are captured as CUDA graphs at a process's second step and
+replayed from then on, so that the GPU never waits for the next of a thousand kernels to be asked for. The
 host still looks at the loss between the two halves, and takes no step where it is not finite.
 """
 
@@ -29,14 +29,15 @@ class Step:
         """
         Args:
             model, optimizer: neither is given other tensors once a step was taken.
-            scaler: of fp16's loss; where it is enabled, nothing is captured.
+            scaler: of fp16's loss.
             hardware: device and precision.
             micro_batch: sequences computed at once; divides those of a batch.
             gradient_clip: the largest norm of the gradient that is left as it is.
         """
         self.model, self.optimizer, self.scaler, self.hardware = model, optimizer, scaler, hardware
         self.micro_batch, self.gradient_clip = micro_batch, gradient_clip
-        self._captures = hardware.captures and not scaler.is_enabled()
+        # a graph keeps its memory to itself: the plain model's validation would take as much again
+        self._captures = hardware.captures and model.fused is not None
         self._is_warm = False
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
 
@@ -59,11 +60,15 @@ class Step:
             self._graphs[0].replay()
         return self._numbers
 
-    def update(self, rate: float) -> None:
-        """Clip the gradient, step with learning rate `rate` (fp16: unless it overflowed), forget the gradient."""
+    def update(self, rate: float, skip: bool = False) -> None:
+        """Clip the gradient, step with learning rate `rate`, forget the gradient.
+
+        With `skip` no weight and no moment changes: fp16's loss scale, which is lowered, was too large.
+        """
         self.optimizer.set_learning_rate(rate)
         if self._graphs is None:
-            self._update()
+            if not skip:  # by itself the scaler skips only the part of the optimizer whose gradient overflowed
+                self._update()
             self.scaler.update()
             self.optimizer.zero_grad()
             self._is_warm = True

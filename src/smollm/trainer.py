@@ -215,7 +215,7 @@ class Trainer:
             self._note_skip()
         else:
             self._skipped = 0
-        self._arithmetic.update(rate)
+        self._arithmetic.update(rate, skip=has_overflown)
         return loss, norm
 
     def _batch(self) -> Tensor:
