@@ -6,7 +6,7 @@ The variants take turns, round after round, each in a process of its own: what o
 the card's temperature, counts for no other. Each does full optimizer steps on random
 tokens: batch to the device, forward and backward, clipping, AdamW or Muon, and a look at the loss.
 
-    predecessor            the plain model under bf16 autocast, uncompiled; AdamW as torch has it by default
+    plain loop             the plain model under bf16 autocast, uncompiled; AdamW as torch has it by default
     transformers eager     its LlamaForCausalLM, float32 weights, bf16 autocast (on a CPU: float32); fused AdamW
     transformers compiled  the same with its loss in one torch.compile
     ours adamw, ours muon  the pipeline's Trainer.take_step, on what the pipeline chooses for the device
@@ -57,7 +57,7 @@ from smollm.trainer import Plan, Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
-    "cuda": ("predecessor", "transformers eager", "transformers compiled", "ours adamw", "ours muon"),
+    "cuda": ("plain loop", "transformers eager", "transformers compiled", "ours adamw", "ours muon"),
     "cpu": ("transformers eager", "ours adamw", "ours muon"),
 }
 RATE = 1e-3
@@ -125,7 +125,7 @@ def other_step(variant: str, config: Config, machine: hardware.Hardware) -> Call
     """A plain loop's step."""
     if machine.device.type == "cpu":
         machine = dataclasses.replace(machine, precision=Precision.FP32)
-    if variant == "predecessor":
+    if variant == "plain loop":
         model: torch.nn.Module = LlamaForCausalLM(config.model).to(machine.device)
         loss = model.loss
     else:
@@ -140,7 +140,7 @@ def other_step(variant: str, config: Config, machine: hardware.Hardware) -> Call
 
         if variant == "transformers compiled":
             loss = torch.compile(loss)
-    fused = None if variant == "predecessor" else True
+    fused = None if variant == "plain loop" else True
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
     training = config.pretrain
     chance = np.random.default_rng(0)
