@@ -65,9 +65,6 @@ check: $(ready)  ## ruff and mypy
 	@ruff format --check .
 	@mypy src stages
 
-bench: $(ready)  ## time training steps next to transformers, on the GPU or else the CPU (ARGS="--rounds 3")
-	@python3 benchmarks/training_step.py $(ARGS)
-
 ui: $(ready)  ## MLflow's pages, on port 5000 of this machine
 	@case "$$MLFLOW_TRACKING_URI" in \
 	http*) echo "MLFLOW_TRACKING_URI names a server: its pages are at that address" ;; \
