@@ -201,7 +201,9 @@ def edit_input(project: Clone) -> None:
 
 def edit_code(project: Clone) -> None:
     trainer = project.directory / "src" / "smollm" / "trainer.py"
-    trainer.write_text(trainer.read_text().replace("part_optimizer", "one_optimizer"))
+    text = trainer.read_text()
+    assert "has_overflown" in text
+    trainer.write_text(text.replace("has_overflown", "overflows"))
 
 
 @pytest.mark.slow
