@@ -2,8 +2,8 @@
 
     PYTHONPATH=src python3 benchmarks/checkpoint.py --preset smollm-135m --directory /tmp/checkpoints
 
-Random tokens, a step as `benchmarks/training_step.py` times it. Prints the seconds that the loop stands
-still for (the copy to host memory), those that the write takes beside it, the step's median time alone
+Random tokens; steps of the plain model, compiled where the device has it compiled. Prints the seconds that
+the loop stands still for (the copy to host memory), those that the write takes beside it, the step's median time alone
 and during a write, the device's peak memory before and after, and, to compare, a write waited for.
 """
 
