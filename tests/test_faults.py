@@ -78,7 +78,8 @@ def test_the_full_model_is_refused_on_a_small_machine_before_the_text_is_read(tm
 
 def test_training_whose_steps_are_too_slow_ends_after_a_few(tmp_path: Path) -> None:
     project = clone(tmp_path / "project", pretrain=60, finetune=8)
-    project.set({"runtime.max_hours": 1e-5})  # 36 ms: enough for the bare products, too little for 40 steps
+    # 18 ms: several times what the products of 16 tokens take on a busy machine, a fraction of what 40 steps take
+    project.set({"pretrain.sequences_per_step": 2, "pretrain.sequence_length": 8, "runtime.max_hours": 5e-6})
     line = error_line(project.dvc("repro", check=False).stdout)
     assert re.search(r"pretrain: must take .* got about [\d.]+ hours for 40 steps \([\d.]+ s a step\); ", line)
     assert last_step(project.directory) == 19
