@@ -230,6 +230,11 @@ class Worker:
     """A process of its own, with empty compiler caches, for one variant at one shape; it takes a turn when asked to."""
 
     def __init__(self, arguments: list[str], caches: str) -> None:
+        """
+        Args:
+            arguments: of this script.
+            caches: a folder without a space in its name, which torch would not pass on to the C++ compiler whole.
+        """
         environment = {
             **os.environ,
             "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor",
@@ -241,9 +246,13 @@ class Worker:
         )
 
     def answer(self) -> dict[str, Any] | None:
-        """What it answers next, as soon as it does; None if it failed."""
-        lines = (line for line in self._process.stdout or () if line.startswith(ANSWER))
-        return next((json.loads(line.removeprefix(ANSWER)) for line in lines), None)
+        """What it answers next, as soon as it does; None if it failed. All else that it says is passed on."""
+        for line in self._process.stdout or ():
+            if line.startswith(ANSWER):
+                answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
+                return answer
+            print(line, end="", file=sys.stderr)
+        return None
 
     def ask(self, **question: object) -> dict[str, Any] | None:
         try:
@@ -266,8 +275,8 @@ def compare(preset: str, shapes: list[str], rounds: int, seconds: float) -> None
     for shape in shapes:
         with tempfile.TemporaryDirectory() as caches:
             workers = {
-                name: Worker(["--preset", preset, "--shapes", shape, "--serve", name], f"{caches}/{name}")
-                for name in VARIANTS[machine.device.type]
+                name: Worker(["--preset", preset, "--shapes", shape, "--serve", name], f"{caches}/{index}")
+                for index, name in enumerate(VARIANTS[machine.device.type])
             }
             for worker in workers.values():  # all have started before the first turn
                 worker.answer()

@@ -107,6 +107,13 @@ def test_auto_compilation_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_
     assert choose(automatic).compile is True
 
 
+def test_auto_compilation_is_for_stages_of_many_steps_on_a_cpu() -> None:
+    automatic = replace(RUNTIME, compile=Auto.AUTO)
+    assert choose(automatic, 50).compile is False
+    assert choose(automatic, 5000).compile is choose(automatic).compile
+    assert choose(replace(RUNTIME, compile=True), 50).compile is True
+
+
 def test_the_rate_of_products_is_that_of_a_machine_that_runs_torch(cpu: Hardware) -> None:
     assert 1e9 < cpu.product_rate() < 1e14
 

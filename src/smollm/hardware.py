@@ -17,6 +17,9 @@ from smollm.config.fields import Auto
 from smollm.config.runtime import DeviceKind, Precision, RuntimeConfig
 from smollm.errors import TrainingError
 
+_WORTH_COMPILING = 1000
+"""Steps on a CPU after which compiling has paid for itself: 20 s of it for 0.02 s a step of the tiny preset."""
+
 _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
 
@@ -90,8 +93,12 @@ def seconds_since_start() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def choose(runtime: RuntimeConfig) -> Hardware:
+def choose(runtime: RuntimeConfig, steps: int | None = None) -> Hardware:
     """Resolve `runtime` on this machine, and switch TF32 on for what stays in float32.
+
+    Args:
+        runtime: what is wanted.
+        steps: how many will be taken, where the choice may depend on it: few are not compiled on a CPU.
 
     Raises:
         TrainingError: it asks for a device or precision that is not there.
@@ -99,7 +106,8 @@ def choose(runtime: RuntimeConfig) -> Hardware:
     device = _choose_device(runtime.device)
     precision = _choose_precision(runtime.precision, device)
     torch.set_float32_matmul_precision("highest" if precision is Precision.FP32 and device.type == "cpu" else "high")
-    compiles = device.type in ("cuda", "cpu") and (device.type == "cuda" or _compiler_exists())
+    is_short = steps is not None and steps < _WORTH_COMPILING
+    compiles = device.type == "cuda" or (device.type == "cpu" and not is_short and _compiler_exists())
     compiled = compiles if isinstance(runtime.compile, Auto) else runtime.compile
     cpu_name = str(_cpu_capabilities().get("cpu_name", platform.machine()))
     name = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name

@@ -80,7 +80,7 @@ class TrainingStage:
     def _work(self, run: StageRun) -> None:
         self._failure(run).unlink(missing_ok=True)  # of an attempt before
         seed_everything(self.seed)
-        machine = hardware.choose(self.runtime)
+        machine = hardware.choose(self.runtime, self.training.steps)
         start = self._start()
         first_step = start.state.step if start else 0
         self._announce(run, machine, first_step)

@@ -28,7 +28,7 @@ class RuntimeConfig:
     precision: Precision
     """auto: bf16 where the device computes with it, else fp16 with loss scaling, else fp32."""
     compile: Auto | bool
-    """auto: torch.compile where it works and pays."""
+    """auto: torch.compile where it works and pays: not for a few steps on a CPU."""
     micro_batch_size: Annotated[Auto | int, at_least(1)]
     """Sequences computed at once; auto: the largest that fits and still pays."""
     checkpoint_every_steps: Annotated[int, at_least(1)]
