@@ -1,8 +1,10 @@
-"""Real servers for tests: MLflow's over HTTP, a slow way to it, PostgreSQL."""
+"""Servers for tests: MLflow's over HTTP, a slow way to it, PostgreSQL, a stand-in of the Hugging Face hub."""
 
 import http.client
 import http.server
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,12 +12,16 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from workspace import environment
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+"""The one revision of what the stand-in of the hub has."""
 
 
 def free_port() -> int:
@@ -122,6 +128,106 @@ def slow_way(port: int) -> Iterator[Way]:
     try:
         way.uri = f"http://127.0.0.1:{server.server_port}"
         yield way
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Hub:
+    """What a stand-in of the hub was asked for, and by whom."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.requests: list[str] = []
+        self.tokens: set[str | None] = set()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What leads the hub's own client here; it reads this when it is imported."""
+        offline = {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
+        return {"HF_ENDPOINT": self.uri, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **offline}
+
+
+@contextmanager
+def hub(directory: Path, token: str | None = None) -> Iterator[Hub]:
+    """The part of the hub's HTTP API that downloads and streaming need, on a port of this machine.
+
+    Args:
+        directory: ``datasets/<owner>/<name>/...`` and ``models/<owner>/<name>/...``, of one revision, `COMMIT`.
+        token: without it everything is gated.
+    """
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            path, _, query = urllib.parse.unquote(self.path).partition("?")
+            one.requests.append(f"{self.command} {path}")
+            one.tokens.add(self.headers.get("Authorization"))
+            match = re.fullmatch(
+                r"/(?:api/)?(?:(datasets|models)/)?([\w-]+/[\w-]+)"
+                r"(?:/(revision|tree|paths-info|resolve)/([\w-]+)(?:/(.*))?)?",
+                path,
+            )
+            kind, name, action, revision, file = match.groups() if match else (None,) * 5
+            root = directory / (kind or "models") / str(name)
+            if match is None or not root.is_dir():
+                self._send(404, b"no such repository", {"X-Error-Code": "RepoNotFound"})
+            elif token and self.headers.get("Authorization") != f"Bearer {token}":
+                self._send(401, b"gated", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+            elif revision not in (None, COMMIT, "main"):
+                self._send(404, b"no such revision", {"X-Error-Code": "RevisionNotFound"})
+            elif action in (None, "revision"):
+                files = [{"rfilename": f.relative_to(root).as_posix()} for f in root.rglob("*") if f.is_file()]
+                about = {"_id": "1", "id": name, "sha": COMMIT, "siblings": files, "private": False, "tags": []}
+                self._send(200, json.dumps(about).encode(), {})
+            elif action == "tree":
+                folder = root / (file or "")
+                found = folder.rglob("*") if "recursive=true" in query.lower() else folder.glob("*")
+                self._json([self._entry(root, path) for path in sorted(found)])
+            elif action == "paths-info":
+                wanted = urllib.parse.parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
+                self._json([self._entry(root, root / path) for path in wanted if (root / path).exists()])
+            elif not (root / str(file)).is_file():
+                self._send(404, b"no such file", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            else:
+                content = (root / str(file)).read_bytes()
+                headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{len(content)}"', "Accept-Ranges": "bytes"}
+                asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+                if asked:
+                    first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+                    headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+                    self._send(206, content[first : last + 1], headers)
+                else:
+                    self._send(200, content, headers)
+
+        @staticmethod
+        def _entry(root: Path, path: Path) -> dict[str, object]:
+            kind, size = ("file", path.stat().st_size) if path.is_file() else ("directory", 0)
+            return {"type": kind, "path": path.relative_to(root).as_posix(), "size": size, "oid": "0" * 40}
+
+        def _json(self, value: object) -> None:
+            self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+        def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        do_GET = do_POST = do_HEAD = _answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    one = Hub(f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield one
     finally:
         server.shutdown()
         server.server_close()

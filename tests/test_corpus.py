@@ -1,17 +1,24 @@
 """Sources of text: packages, documentation, the user's own files."""
 
-import dataclasses
+import bz2
+import gzip
+import hashlib
 import json
+import lzma
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import zstandard
 
 from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
 from smollm.corpus import Source
+from smollm.document import PART
 from smollm.errors import CorpusError
+from smollm.packages import code
 
 
 def source(
@@ -21,9 +28,10 @@ def source(
     packages: tuple[str, ...] = ("tqdm",),
     text_column: str = "text",
     dataset: str | None = None,
+    streaming: bool = True,
 ) -> Source:
-    one = SourceConfig(kind, files, text_column, HubDatasetConfig(dataset, None, "train", "main"))
-    return Source("pretrain", CorpusConfig(packages, 1.0, 0.1, one, one), workspace)
+    one = SourceConfig(kind, files, text_column, HubDatasetConfig(dataset, None, "train", "main", streaming))
+    return Source("pretrain", CorpusConfig(packages, 1.0, None, 0.1, one, one), workspace)
 
 
 def put(workspace: Path, name: str, content: bytes) -> None:
@@ -40,8 +48,8 @@ def test_python_gives_the_source_files_of_a_package(tmp_path: Path) -> None:
     assert all(key.endswith(".py") for key in documents)
 
 
-def test_python_gives_the_standard_library_without_installed_packages(tmp_path: Path) -> None:
-    keys = [path for path, _ in source(tmp_path, CorpusSource.PYTHON, packages=("stdlib",))._package_files((".py",))]
+def test_python_gives_the_standard_library_without_installed_packages() -> None:
+    keys = [document.key for document in code(("stdlib",), lambda: None)]
     assert "stdlib/json/decoder.py" in keys
     assert not any("site-packages" in key for key in keys)
 
@@ -99,9 +107,9 @@ def test_files_of_every_kind_give_their_texts(tmp_path: Path) -> None:
         ("a.txt", b"fine\ncaf\xe9\n", r"data/raw/a\.txt: must be UTF-8, got another byte \(0xe9\) at byte 8; convert"),
         ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl: must have the column 'text' .* got body; name the one"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl: row 0: column 'text' must hold text, got 3"),
-        ("a.jsonl", b'{"text": "x"\n', r"a\.jsonl: must be readable, got "),
-        ("a.parquet", b"no parquet", r"a\.parquet: must be readable, got "),
-        ("a.bin", b"x", r"corpus\.pretrain\.files must match \.txt, .* files, got data/raw/a\.bin"),
+        ("a.jsonl", b'{"text": "x"\n', r"a\.jsonl: must be readable to its end, got .*; mend the file"),
+        ("a.parquet", b"no parquet", r"a\.parquet: must be readable to its end, got "),
+        ("a.bin", b"x", r"corpus\.pretrain\.files must match \.txt, .* files, or such .*, got data/raw/a\.bin"),
     ],
     ids=["utf-8", "column", "number", "json", "parquet", "ending"],
 )
@@ -112,6 +120,112 @@ def test_a_file_that_cannot_be_read_is_named_with_the_fix(
     with pytest.raises(CorpusError, match=message) as caught:
         list(source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents())
     assert len(str(caught.value).splitlines()) == 1
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_compressed_files_give_the_texts_that_they_hold(kind: str, tmp_path: Path) -> None:
+    compress = COMPRESSORS[kind]
+    put(tmp_path, f"a.txt.{kind}", compress(b"one\n") + compress("zwei é\n".encode()))  # two streams in a file
+    put(tmp_path, f"b.jsonl.{kind}", compress(b'{"text": "three"}\n') + compress(b'{"text": "four"}\n'))
+    put(tmp_path, f"c.csv.{kind}", compress(b"text,n\nfive,1\n"))
+    found = {d.key: d.text for d in source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()}
+    assert found == {
+        f"data/raw/a.txt.{kind}": "one\nzwei é\n",
+        f"data/raw/b.jsonl.{kind}#0": "three",
+        f"data/raw/b.jsonl.{kind}#1": "four",
+        f"data/raw/c.csv.{kind}#0": "five",
+    }
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_a_compressed_file_that_was_cut_off_is_refused(kind: str, name: str, tmp_path: Path) -> None:
+    rows = b"".join(b'{"text": "%d"}\n' % (n * 7919) for n in range(20_000))
+    content = COMPRESSORS[kind](rows)
+    put(tmp_path, f"{name}.{kind}", content[: len(content) // 2])
+    with pytest.raises(
+        CorpusError, match=rf"^data/raw/{name}\.{kind}: must be readable to its end, got .*; copy"
+    ) as one:
+        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents())
+    assert len(str(one.value).splitlines()) == 1
+
+
+def test_json_may_be_a_list_of_rows(tmp_path: Path) -> None:
+    put(tmp_path, "a.json", json.dumps([{"text": "one"}, {"text": "two"}]).encode())
+    found = source(tmp_path, CorpusSource.FILES, ("data/raw/a.json",)).documents()
+    assert [d.text for d in found] == ["one", "two"]
+
+
+def test_odd_but_honest_text_is_kept_as_it_is(tmp_path: Path) -> None:
+    put(tmp_path, "nul.txt", b"a\0b\n")
+    put(tmp_path, "empty.txt", b"")
+    put(tmp_path, "mark.txt", "\ufeffmarked".encode())
+    put(tmp_path, "rows.jsonl", json.dumps({"text": "a\0b <|endoftext|>"}).encode())
+    one = source(tmp_path, CorpusSource.FILES, ("data/raw/*",))
+    found = {d.key: d.text for d in one.documents()}
+    assert found == {
+        "data/raw/mark.txt": "\ufeffmarked",
+        "data/raw/nul.txt": "a\0b\n",
+        "data/raw/rows.jsonl#0": "a\0b <|endoftext|>",
+    }
+    assert one.blank == 1
+
+
+def test_a_long_file_is_read_in_parts(tmp_path: Path) -> None:
+    put(tmp_path, "a.txt", b"a line of text\n" * 300_000)
+    (document,) = source(tmp_path, CorpusSource.FILES, ("data/raw/a.txt",)).documents()
+    sizes = [len(part) for part in document.parts()]
+    assert sum(sizes) == document.size == 4_500_000
+    assert max(sizes) <= PART
+    assert document.sha256 == hashlib.sha256(b"a line of text\n" * 300_000).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_file_that_changes_while_it_is_read_is_refused(name: str, tmp_path: Path) -> None:
+    put(tmp_path, name, b'{"text": "one"}\n{"text": "two"}\n')
+    waiting = source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()
+    first = next(waiting)
+    with (tmp_path / "data" / "raw" / name).open("ab") as file:
+        file.write(b'{"text": "three"}\n')
+    with pytest.raises(CorpusError, match=rf"^data/raw/{name}: must stay as it is while it is read, .*; run again"):
+        for document in [first, *waiting]:
+            assert document.text
+
+
+def test_a_file_that_changes_between_two_readings_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a.txt", b"one")
+    one = source(tmp_path, CorpusSource.FILES, ("data/raw/*",))
+    assert [d.text for d in one.documents()] == ["one"]
+    put(tmp_path, "a.txt", b"other")
+    with pytest.raises(CorpusError, match="must stay as it is"):
+        list(one.documents())
+
+
+def test_links_that_lead_nowhere_or_in_circles_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.txt", b"text")
+    link = tmp_path / "data" / "raw" / "b.txt"
+    for target in ("b.txt", "gone.txt"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        with pytest.raises(
+            CorpusError, match=r"must match files, got data/raw/b\.txt, a link that leads to none; remove"
+        ):
+            list(source(tmp_path, CorpusSource.FILES, ("data/raw/*.txt",)).documents())
+
+
+def test_a_folder_that_is_linked_into_itself_is_walked_once(tmp_path: Path) -> None:
+    put(tmp_path, "a.txt", b"text")
+    (tmp_path / "data" / "raw" / "loop").symlink_to(tmp_path / "data" / "raw")
+    found = source(tmp_path, CorpusSource.FILES, ("data/raw/**/*.txt",)).documents()
+    assert [d.key for d in found] == ["data/raw/a.txt"]
 
 
 @pytest.mark.parametrize("split", range(1, 4))
@@ -157,9 +271,11 @@ def test_files_in_another_encoding_are_left_out_of_the_python_source_and_counted
 
 def test_blank_documents_are_dropped(tmp_path: Path) -> None:
     put(tmp_path, "a.jsonl", b'{"text": " \\n"}\n{"text": "x"}\n')
-    found = list(source(tmp_path, CorpusSource.FILES, ("data/raw/a.jsonl",)).documents())
+    one = source(tmp_path, CorpusSource.FILES, ("data/raw/a.jsonl",))
+    found = list(one.documents())
     assert [d.text for d in found] == ["x"]
-    assert dataclasses.astuple(found[0]) == ("data/raw/a.jsonl#1", "x")
+    assert found[0].key == "data/raw/a.jsonl#1"
+    assert one.blank == 1
 
 
 def test_a_linked_folder_is_refused_since_dvc_does_not_watch_it(tmp_path: Path) -> None:

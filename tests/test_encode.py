@@ -3,6 +3,7 @@
 import csv
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,28 @@ from tokenizers import Tokenizer
 
 from smollm import encode, tokenizer
 from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
-from smollm.corpus import Document, Source
+from smollm.corpus import Source
+from smollm.document import Document
 from smollm.errors import CorpusError
+from smollm.selection import Split, select, training_texts
 from smollm.tokens import as_plain_text, documents_of, open_tokens
 
 END = "<|endoftext|>"
+
+
+ANY = SourceConfig(CorpusSource.FILES, (), "text", HubDatasetConfig(None, None, "train", None, True))
+CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, ANY, ANY)
 
 
 class Texts(Source):
     """Documents that a test gives."""
 
     def __init__(self, documents: dict[str, str]) -> None:
-        one = SourceConfig(CorpusSource.FILES, (), "text", HubDatasetConfig(None, None, "train", None))
-        super().__init__("pretrain", CorpusConfig(("stdlib",), 1.0, 0.1, one, one), Path())
+        super().__init__("pretrain", CORPUS, Path())
         self.given = documents
 
     def documents(self) -> Iterator[Document]:
-        return (Document(key, text) for key, text in self.given.items())
+        return (Document.of(key, text) for key, text in self.given.items())
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +43,8 @@ def small_tokenizer() -> Tokenizer:
 
 
 def write(directory: Path, documents: dict[str, str], made: Tokenizer, **settings: Any) -> dict[str, Any]:
-    values = {"max_megabytes": 1.0, "validation_fraction": 0.3, **settings}
-    return encode.write(directory, Texts(documents), made, END, **values)
+    corpus = replace(CORPUS, **settings)
+    return encode.write(directory, Texts(documents), made, END, corpus, Split(corpus.validation_fraction))
 
 
 DOCUMENTS = {f"file{n}": f"the fox number {n} 😀\n\tjumps\n" for n in range(40)}
@@ -130,19 +136,19 @@ def test_a_single_document_is_cut_into_training_text_and_a_held_out_tail(
 
 def test_the_tokenizer_learns_from_the_training_side_alone() -> None:
     source = Texts(DOCUMENTS)
-    train = {one.document.text for one in encode.unique_documents(source, 1.0, 0.3) if one.split == "train"}
-    assert set(encode.training_texts(source, 1.0, 0.3)) == train
+    train = {one.document.text for one in select(source, CORPUS, Split(0.3)) if one.side == "train"}
+    assert set(training_texts(source, CORPUS, 1.0)) == train
     assert 0 < len(train) < len(DOCUMENTS)
 
 
 def test_the_tokenizers_text_is_capped() -> None:
     size = len(DOCUMENTS["file0"].encode())
-    assert len(list(encode.training_texts(Texts(DOCUMENTS), 3.5 * size / 1e6, 0.3))) == 3
+    assert len(list(training_texts(Texts(DOCUMENTS), CORPUS, 3.5 * size / 1e6))) == 3
 
 
 def test_a_lone_document_on_the_held_out_side_still_teaches_the_tokenizer() -> None:
     for key in DOCUMENTS:
-        assert list(encode.training_texts(Texts({key: "text"}), 1.0, 0.3)) == ["text"]
+        assert list(training_texts(Texts({key: "text"}), CORPUS, 1.0)) == ["text"]
 
 
 def test_a_special_token_in_a_document_is_plain_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:

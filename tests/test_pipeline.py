@@ -10,6 +10,8 @@ from test_config import leaves
 from workspace import Clone
 
 from smollm.config.file import read_values
+from smollm.tokenizer import train
+from smollm.tokens import documents_of, open_tokenizer, open_tokens, read_manifest
 
 STAGES = ("tokenize", "pretrain", "finetune")
 
@@ -54,6 +56,32 @@ def test_finetune_goes_on_where_pretrain_stopped(finished: Clone) -> None:
     assert [int(row[0]) for row in finetune] == list(range(41, 51))
     assert float(finetune[0][1]) < float(pretrain[0][1]) - 0.5
     assert finished.json("checkpoints/finetune/trainer_state.json")["step"] == 50
+
+
+def documents(clone: Clone, stage: str, side: str) -> dict[str, str]:
+    """Texts by key, decoded from the token files that a stage trains on or is validated by."""
+    directory = clone.directory / "data" / "tokens" / stage
+    made = open_tokenizer(clone.directory / "data" / "tokenizer" / "tokenizer.json")
+    offsets, names = documents_of(directory, side)
+    ids = open_tokens(directory / f"{side}.bin", read_manifest(directory)["dtype"])
+    ends = [*offsets[1:].tolist(), len(ids)]
+    found = [ids[start : end - 1].tolist() for start, end in zip(offsets.tolist(), ends, strict=True)]
+    return dict(zip(names, made.decode_batch(found, skip_special_tokens=False), strict=True))
+
+
+def test_no_document_that_validates_either_stage_is_trained_on_by_any(finished: Clone) -> None:
+    train, validation = (
+        {stage: documents(finished, stage, side) for stage in ("pretrain", "finetune")}
+        for side in ("train", "validation")
+    )
+    for held_out in validation.values():
+        assert held_out
+        for trained in train.values():
+            assert len(trained) > 20
+            assert not held_out.keys() & trained.keys()
+            assert not set(held_out.values()) & set(trained.values())
+    shared = train["pretrain"].keys() & train["finetune"].keys()
+    assert shared, "code and documentation of one file are under one key"
 
 
 def test_mlflow_holds_one_finished_run_a_stage_with_the_child_under_its_parent(finished: Clone) -> None:
@@ -364,12 +392,22 @@ def test_a_temporary_experiment_is_tracked_in_the_repository_itself(tmp_path: Pa
         ),
         ({}, {"corpus.packages": ["no-such-thing"]}, "must name installed packages, got 'no-such-thing'"),
         (
+            {"data/raw/words.json": train(["to be or not to be " * 9], 300, "<end>").to_str().encode()},
+            {
+                "tokenizer.source": "file",
+                "tokenizer.file": "data/raw/words.json",
+                "tokenizer.end_of_text": "<end>",
+                "model.vocab_size": 260,
+            },
+            "params.yaml: model.vocab_size must hold the tokenizer's 266 tokens, got 260; raise it, or use a smaller",
+        ),
+        (
             {"data/raw/a.txt": b"a few words, and no more than that\n" * 3},
             {"corpus.pretrain.source": "files", "corpus.pretrain.files": ["data/raw/*.txt"]},
             "data/tokens/pretrain/train.bin: a step needs 6 sequences of 32 tokens",
         ),
     ],
-    ids=["steps", "glob", "utf-8", "package", "small"],
+    ids=["steps", "glob", "utf-8", "package", "vocabulary", "small"],
 )
 def test_bad_input_ends_with_one_clear_line(
     files: dict[str, bytes], settings: dict[str, object], message: str, tmp_path: Path

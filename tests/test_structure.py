@@ -16,12 +16,13 @@ STAGES = ("tokenize", "pretrain", "finetune")
 
 LAYERS = [
     {"errors"},
-    {"config", "files", "journal", "progress", "provenance", "seeding", "tokens"},
+    {"config", "document", "files", "journal", "progress", "provenance", "seeding", "tokens"},
     {"schedule", "throughput", "live_state", "hardware", "checkpoint", "model", "tokenizer", "batches", "optim"}
-    | {"tracking", "report", "export", "corpus", "kernels", "linear_cross_entropy"},
-    {"encode", "evaluate", "generate", "fused", "step", "failure", "compare", "pipeline", "preflight"},
-    {"trainer", "micro_batch", "tokenize_stage", "tidy"},
-    {"training_stage"},
+    | {"tracking", "report", "export", "packages", "text_files", "kernels", "linear_cross_entropy"},
+    {"corpus", "evaluate", "generate", "fused", "step", "failure", "compare", "pipeline", "preflight"},
+    {"trainer", "micro_batch", "selection", "tidy"},
+    {"training_stage", "encode"},
+    {"tokenize_stage"},
 ]
 """From the lowest; a module imports from lower layers only."""
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
 from smollm.config.tokenizer import TokenizerConfig, TokenizerSource
 from smollm.errors import CorpusError
@@ -212,3 +213,17 @@ def test_a_tokenizer_that_lacks_only_bytes_no_text_has_is_accepted() -> None:
     check(tokenizer, END, "mine.json")
     for text in (*TEXTS.values(), "\u07ff\u0800\uffff\U00010000\U0010ffff"):
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+@pytest.mark.parametrize("kind", ["smollm", "llama3"])
+def test_ids_are_those_of_transformers_with_the_same_file(kind: str, tmp_path: Path) -> None:
+    made = train([*TEXTS.values(), Path(__file__).read_text()], 600, END)
+    if kind == "llama3":
+        words = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+"), "isolated")
+        made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    ours = load(tmp_path / "tokenizer.json", END)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for name, text in {**TEXTS, "file": Path(__file__).read_text()}.items():
+        expected = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert ours.encode(text, add_special_tokens=False).ids == expected, name

@@ -16,8 +16,10 @@ Ids = NDArray[np.int64]
 class Batches:
     """Training windows in a new random order each epoch.
 
-    An epoch cuts the token stream, from a random offset, into windows of T+1 tokens that overlap
-    by one (a window's last target is the next window's first input) and shuffles them.
+    The token stream, repeated without end, is cut into windows of T inputs; the target after the last input is
+    the next window's first. Epoch e is made of the windows that begin in the e-th repetition. So every token is
+    an input once an epoch, but for the few, less than a window, that the window over an epoch's end has taken
+    over from the next one or left to it; and each epoch cuts elsewhere, unless T divides the stream.
     """
 
     def __init__(self, tokens: Tokens, sequences: int, length: int, seed: int, stage: str) -> None:
@@ -31,12 +33,10 @@ class Batches:
         Raises:
             CorpusError: the stream is too short for one batch.
         """
-        # the last `length` tokens are left to the random offset
-        self.windows = (len(tokens) - length) // length
-        if self.windows < sequences:
+        if len(tokens) < sequences * length:
             raise CorpusError(
                 f"data/tokens/{stage}/train.bin: a step needs {sequences} sequences of {length} tokens "
-                f"({(sequences + 1) * length} tokens in all), got {len(tokens)} tokens; "
+                f"({sequences * length} tokens in all), got {len(tokens)} tokens; "
                 f"add text, or lower {stage}.sequences_per_step or {stage}.sequence_length"
             )
         self.tokens, self.sequences, self.length = tokens, sequences, length
@@ -45,8 +45,7 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Ids, Ids]:
         """Inputs and targets of step `step`, counted from 1: (B, T) int64 each."""
-        starts = np.array(self.starts(step))[:, None]
-        windows = self.tokens[starts + np.arange(self.length + 1)].astype(np.int64)
+        windows = np.stack([self.window(start) for start in self.starts(step)])
         return windows[:, :-1], windows[:, 1:]
 
     def starts(self, step: int) -> list[int]:
@@ -54,14 +53,20 @@ class Batches:
         first = (step - 1) * self.sequences
         return [self._start(index) for index in range(first, first + self.sequences)]
 
+    def window(self, start: int) -> Ids:
+        """T+1 tokens from `start` on; after the stream's last token comes its first."""
+        positions = np.arange(start, start + self.length + 1)
+        return self.tokens[positions % len(self.tokens)].astype(np.int64)
+
     def _start(self, index: int) -> int:
-        epoch, place = divmod(index, self.windows)
+        epoch = index * self.length // len(self.tokens)
         if epoch != self._epoch:
+            self._first, following = (-(-e * len(self.tokens) // self.length) for e in (epoch, epoch + 1))
             chance = np.random.default_rng(key(self.seed, "batches", self.stage, epoch))
-            self._offset = int(chance.integers(self.length))
-            self._order = chance.permutation(self.windows)
+            self._order = chance.permutation(following - self._first)
             self._epoch = epoch
-        return self._offset + int(self._order[place]) * self.length
+        window = self._first + int(self._order[index - self._first])
+        return window * self.length % len(self.tokens)
 
 
 def validation_windows(tokens: Tokens, length: int, most: int, stage: str) -> Ids:

@@ -1,30 +1,17 @@
-"""Sources of text: each yields documents, always the same ones in the same order."""
+"""The text of a training stage: which documents, always the same ones in the same order."""
 
-import ast
-import codecs
-import hashlib
-import importlib.metadata
-import platform
-import sysconfig
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smollm import packages, text_files
 from smollm.config.corpus import CorpusConfig, CorpusSource, SourceConfig
+from smollm.document import Document, in_parts
 from smollm.errors import CorpusError
 from smollm.files import file_digest
 
-_READERS = {".txt": None, ".md": None, ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-_NOT_DOCUMENTATION = ("license", "licence", "copying", "notice", "authors", "contributors")
-
-
-@dataclass(frozen=True)
-class Document:
-    key: str
-    """Where it comes from; decides its side of the split, for code and for its documentation alike."""
-    text: str
+_TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_READERS = {".txt": None, ".md": None, **_TABLES}
 
 
 class Source:
@@ -35,8 +22,11 @@ class Source:
         self.config: SourceConfig = getattr(corpus, stage)
         self.packages = corpus.packages
         self.workspace = workspace
+        self.blank = 0
+        """Documents without any text that the last reading left out."""
         self.not_utf8 = 0
         """Files of the python sources that the last reading left out, not being UTF-8."""
+        self._digests: dict[Path, tuple[text_files.State, text_files.Contents]] = {}
 
     def documents(self) -> Iterator[Document]:
         """Yield each document that is not blank.
@@ -44,15 +34,17 @@ class Source:
         Raises:
             CorpusError: a package or file is missing, or a file of the user's cannot be read.
         """
-        readers = {
-            CorpusSource.PYTHON: self._python,
-            CorpusSource.PYTHON_DOCS: self._python_docs,
+        readers: dict[CorpusSource, Callable[[], Iterator[Document]]] = {
+            CorpusSource.PYTHON: lambda: packages.code(self.packages, self._count_not_utf8),
+            CorpusSource.PYTHON_DOCS: lambda: packages.documentation(self.packages, self._count_not_utf8),
             CorpusSource.FILES: self._files,
             CorpusSource.HUB: self._hub,
         }
-        self.not_utf8 = 0
+        self.blank = self.not_utf8 = 0
         for document in readers[self.config.source]():
-            if document.text.strip():
+            if document.is_blank:
+                self.blank += 1
+            else:
                 yield document
 
     def versions(self) -> dict[str, str]:
@@ -62,90 +54,64 @@ class Source:
         if self.config.source is CorpusSource.FILES:
             files = self._matching_files()
             return {path.relative_to(self.workspace).as_posix(): file_digest(path, "md5") for path in files}
-        named = {name: _distribution(name).version for name in self.packages if name != "stdlib"}
-        return {"python": platform.python_version(), **named}
+        return packages.versions(self.packages)
 
-    def _python(self) -> Iterator[Document]:
-        for key, path in self._package_files((".py",)):
-            text = self._read(path)
-            if text is not None:
-                yield Document(key, text)
-
-    def _python_docs(self) -> Iterator[Document]:
-        files = self._package_files((".py", ".md", ".rst", ".txt"))
-        for key, path in files:
-            has_docs = key.startswith("stdlib/") if path.suffix == ".py" else _is_documentation(path)
-            if not has_docs or "/test/" in key:
-                continue
-            text = self._read(path)
-            if text is not None:
-                yield Document(key, _docstrings(text) if path.suffix == ".py" else text)
-        for name in self.packages:
-            if name != "stdlib":
-                description = _distribution(name).metadata.json.get("description", "")
-                yield Document(f"{name}/README", str(description))
-
-    def _package_files(self, suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
-        """Files of the packages as (key, path), in an order that is random but fixed.
-
-        Any first part of the list is then a fair sample of the whole.
-        """
-        files: dict[str, Path] = {}
-        for name in self.packages:
-            if name == "stdlib":
-                library = Path(sysconfig.get_paths()["stdlib"])
-                for path in library.rglob("*"):
-                    inside = path.relative_to(library)
-                    if path.suffix in suffixes and not {"site-packages", "dist-packages"} & set(inside.parts):
-                        files[f"stdlib/{inside.as_posix()}"] = path
-            else:
-                for entry in _distribution(name).files or []:
-                    path = Path(str(entry.locate()))
-                    if path.suffix in suffixes and ".." not in entry.parts:
-                        files[entry.as_posix()] = path
-        return sorted(files.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
-
-    def _read(self, path: Path) -> str | None:
-        """The file's text, or None for the few that are listed and gone, or in another encoding."""
-        try:
-            return path.read_bytes().decode("utf-8")
-        except FileNotFoundError:
-            return None
-        except UnicodeDecodeError:
-            self.not_utf8 += 1
-            return None
+    def _count_not_utf8(self) -> None:
+        self.not_utf8 += 1
 
     def _files(self) -> Iterator[Document]:
         for path in self._matching_files():
             name = path.relative_to(self.workspace).as_posix()
-            reader = _READERS[path.suffix.lower()]
-            if reader != "parquet":
-                _check_utf8(path, name)
+            reader = _READERS[text_files.ending(path)]
+            before = text_files.State.of(path)
             if reader is None:
-                yield Document(name, path.read_bytes().decode("utf-8"))
+                contents = self._contents(path, name)
+                yield Document(name, contents.size, contents.sha256, contents.is_blank, self._parts(path, name, before))
             else:
-                yield from self._rows(lambda: _stream(reader, path), name)  # noqa: B023 - used at once
+                if reader != "parquet":
+                    self._contents(path, name)  # checks that it is UTF-8
+                yield from self._rows(lambda: _stream(reader, path), name, "mend the file")  # noqa: B023 - used at once
+                before.check(path, name)
+
+    def _contents(self, path: Path, name: str) -> text_files.Contents:
+        """What is in a text file, found out by the first reading."""
+        state = text_files.State.of(path)
+        if path not in self._digests:
+            self._digests[path] = (state, text_files.contents(path, name))
+        first, contents = self._digests[path]
+        first.check(path, name)
+        return contents
+
+    def _parts(self, path: Path, name: str, state: text_files.State) -> Callable[[], Iterator[str]]:
+        def parts() -> Iterator[str]:
+            yield from in_parts(text_files.chunks(path, name))
+            state.check(path, name)
+
+        return parts
 
     def _matching_files(self) -> list[Path]:
         where = f"params.yaml: corpus.{self.stage}.files"
         found: set[Path] = set()
         for pattern in self.config.files:
-            matches = {path for path in self.workspace.glob(pattern) if path.is_file()}
+            matches = {path for path in self.workspace.glob(pattern) if path.is_file() or _leads_nowhere(path)}
             if not matches:
                 raise CorpusError(
                     f"{where} must match files, got none for {pattern!r}; put text there or mend the glob"
                 )
             found |= matches
         for path in sorted(found):
+            name = path.relative_to(self.workspace).as_posix()
+            if _leads_nowhere(path):
+                raise CorpusError(f"{where} must match files, got {name}, a link that leads to none; remove it")
             if _linked_parents(path, self.workspace):
                 raise CorpusError(
                     f"{where} must not lead through a linked folder, whose content DVC does not watch, got "
-                    f"{path.relative_to(self.workspace)}; copy the folder, or link its files one by one"
+                    f"{name}; copy the folder, or link its files one by one"
                 )
-            if path.suffix.lower() not in _READERS:
+            if text_files.ending(path) not in _READERS:
                 raise CorpusError(
-                    f"{where} must match {', '.join(_READERS)} files, got {path.relative_to(self.workspace)}; "
-                    "narrow the glob or convert the file"
+                    f"{where} must match {', '.join(_READERS)} files, or such compressed to "
+                    f"{', '.join(text_files.OPENERS)}, got {name}; narrow the glob or convert the file"
                 )
         return sorted(found)
 
@@ -154,16 +120,17 @@ class Source:
 
         hub = self.config.hub
         try:
-            rows = load_dataset(hub.dataset, hub.name, split=hub.split, revision=hub.revision, streaming=True)
+            rows = load_dataset(hub.dataset, hub.name, split=hub.split, revision=hub.revision, streaming=hub.streaming)
         except Exception as error:  # the library's errors have no common base
             raise CorpusError(
                 f"params.yaml: corpus.{self.stage}.hub.dataset must be a dataset that can be reached, "
-                f"got {hub.dataset!r}: {str(error).splitlines()[0]}; check the name, the revision and the network"
+                f"got {hub.dataset!r}: {str(error).splitlines()[0]}; check the name, the revision and the network, and "
+                "for a gated or private one log in with `hf auth login`, or set HF_TOKEN"
             ) from None
-        yield from self._rows(lambda: rows, str(hub.dataset))
+        yield from self._rows(lambda: rows, str(hub.dataset), "check the network and run again")
 
-    def _rows(self, stream: Callable[[], Iterable[dict[str, Any]]], name: str) -> Iterator[Document]:
-        """Documents of a table, one a row; `stream` opens it."""
+    def _rows(self, stream: Callable[[], Iterable[dict[str, Any]]], name: str, fix: str) -> Iterator[Document]:
+        """Documents of a table, one a row; `stream` opens it, `fix` is for one that breaks off."""
         column = self.config.text_column
         try:
             for index, row in enumerate(stream()):
@@ -177,12 +144,16 @@ class Source:
                         f"{name}: row {index}: column {column!r} must hold text, got {row[column]!r}; "
                         "name another column or mend the row"
                     )
-                yield Document(f"{name}#{index}", row[column])
+                yield Document.of(f"{name}#{index}", row[column])
         except CorpusError:
             raise
         except Exception as error:  # the library's errors have no common base
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise CorpusError(f"{name}: must be readable, got {reason}; mend the file") from None
+            raise CorpusError(f"{name}: must be readable to its end, got {reason}; {fix}") from None
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _linked_parents(path: Path, workspace: Path) -> list[Path]:
@@ -195,63 +166,3 @@ def _stream(reader: str, path: Path) -> Iterable[dict[str, Any]]:
 
     rows: Iterable[dict[str, Any]] = load_dataset(reader, data_files=str(path), split="train", streaming=True)
     return rows
-
-
-def _distribution(name: str) -> importlib.metadata.Distribution:
-    try:
-        return importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        raise CorpusError(
-            f"params.yaml: corpus.packages must name installed packages, got {name!r}; "
-            f"install it (`pip install {name}`) or take it off the list"
-        ) from None
-
-
-def _is_documentation(path: Path) -> bool:
-    if path.name.lower().startswith(_NOT_DOCUMENTATION) or any(part.endswith(".dist-info") for part in path.parts):
-        return False
-    return path.suffix in (".md", ".rst") or any(part in ("doc", "docs") for part in path.parts)
-
-
-def _docstrings(source: str) -> str:
-    """The docstrings of a module, each under the name of what it describes."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return ""
-    return "\n\n\n".join(_descriptions(tree))
-
-
-def _descriptions(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
-    text = ast.get_docstring(node)
-    if text:
-        yield text if isinstance(node, ast.Module) else f"{node.name}\n\n{text}"
-    for child in node.body:
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _descriptions(child)
-
-
-def _check_utf8(path: Path, name: str) -> None:
-    """
-    Raises:
-        CorpusError: the file is not UTF-8; says at which byte.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    position = 0
-    with path.open("rb") as file:
-        while True:
-            chunk = file.read(1 << 20)
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                byte = position - pending + error.start
-                raise CorpusError(
-                    f"{name}: must be UTF-8, got another byte ({error.object[error.start]:#04x}) at byte {byte}; "
-                    f"convert it, e.g. iconv -f latin1 -t utf-8"
-                ) from None
-            if not chunk:
-                return
-            position += len(chunk)

@@ -9,81 +9,28 @@ Of each stage's text, below ``data/tokens/<stage>/``:
 """
 
 import csv
-import hashlib
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from smollm.corpus import Document, Source
+from smollm.config.corpus import CorpusConfig
+from smollm.corpus import Source
 from smollm.errors import CorpusError
 from smollm.files import file_digest, write_json
+from smollm.selection import Selected, Split, select
 from smollm.tokens import BY_DOCUMENT, TRAIN, VALIDATION, token_dtype, vocabulary_size
 
-_BATCH_BYTES = 1_000_000
+T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Unique:
-    """A document that no earlier one equals."""
-
-    document: Document
-    split: str
-    bytes: int
-    sha256: str
-
-
-def unique_documents(
-    source: Source, max_megabytes: float, validation_fraction: float, removed: Callable[[], object] = lambda: None
-) -> Iterator[Unique]:
-    """Documents of `source` up to `max_megabytes`, exact duplicates left out, each on its side.
-
-    The side follows from the document's key alone, so that one file's code and documentation,
-    in two stages, are never on different sides.
-    """
-    seen: set[bytes] = set()
-    size = 0
-    for document in source.documents():
-        text = document.text.encode("utf-8", "surrogatepass")
-        digest = hashlib.sha256(text)
-        if digest.digest() in seen:
-            removed()
-            continue
-        if size + len(text) > max_megabytes * 1e6:
-            if size == 0:
-                raise CorpusError(
-                    f"params.yaml: corpus.max_megabytes must hold the first document ({document.key}, "
-                    f"{len(text) / 1e6:.2f} MB), got {max_megabytes}; raise it"
-                )
-            return
-        seen.add(digest.digest())
-        size += len(text)
-        place = int.from_bytes(hashlib.sha256(document.key.encode()).digest()[-8:], "big") / 2**64
-        side = VALIDATION if place < validation_fraction else TRAIN
-        yield Unique(document, side, len(text), digest.hexdigest())
-
-
-def training_texts(source: Source, max_megabytes: float, validation_fraction: float) -> Iterator[str]:
-    """Texts of the training side, up to `max_megabytes`: what a tokenizer may learn from.
-
-    Where chance has put the few documents there are on the other side, they are the text.
-    """
-    size = 0
-    held_out: list[str] = []
-    for one in unique_documents(source, float("inf"), validation_fraction):
-        if size + one.bytes > max_megabytes * 1e6 and size:
-            return
-        if one.split == TRAIN:
-            size += one.bytes
-            yield one.document.text
-        elif not size:
-            held_out.append(one.document.text)
-    if not size:
-        yield from held_out
+_BATCH = 1_000_000
+"""Characters that are encoded at once."""
 
 
 class _Side:
@@ -93,15 +40,25 @@ class _Side:
         self.tokens_path, self.offsets_path = directory / f"{name}.bin", directory / f"{name}.offsets.bin"
         self.dtype = dtype
         self.documents = self.bytes = self.tokens = 0
+        self._length = 0
         self._tokens: BinaryIO = self.tokens_path.open("wb")
         self._offsets: BinaryIO = self.offsets_path.open("wb")
 
-    def add(self, ids: list[int], size: int) -> None:
-        self._offsets.write(np.uint64(self.tokens).tobytes())
+    def write(self, ids: list[int]) -> None:
+        """Add tokens to the document that is being written."""
         self._tokens.write(np.array(ids, dtype=self.dtype).tobytes())
+        self._length += len(ids)
+
+    def finish(self, end: int, size: int) -> int:
+        """End a document of `size` bytes with the token `end`; how many it has without that."""
+        length = self._length
+        self.write([end])
+        self._offsets.write(np.uint64(self.tokens).tobytes())
         self.documents += 1
         self.bytes += size
-        self.tokens += len(ids)
+        self.tokens += self._length
+        self._length = 0
+        return length
 
     def close(self) -> None:
         self._tokens.close()
@@ -122,16 +79,16 @@ def write(
     source: Source,
     tokenizer: Tokenizer,
     end_of_text: str,
-    max_megabytes: float,
-    validation_fraction: float,
+    corpus: CorpusConfig,
+    split: Split,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write the token files of `source` below `directory` and return their manifest.
 
-    Memory stays flat in the number of documents: a batch of them at a time (or one that is larger),
-    and a digest for each.
+    Memory does not grow with the text, but for 32 bytes a document that tell duplicates.
 
     Args:
+        split: of all stages, given from one to the next.
         progress: called with the bytes of text done since the last call.
 
     Raises:
@@ -144,23 +101,24 @@ def write(
     assert end is not None, "a checked tokenizer"
     sides = {name: _Side(directory, name, dtype) for name in (TRAIN, VALIDATION)}
     duplicates = itertools.count()
-    documents = unique_documents(source, max_megabytes, validation_fraction, lambda: next(duplicates))
+    documents = select(source, corpus, split, lambda: next(duplicates))
     listing = directory / "documents.tsv"
     _encode(documents, tokenizer, end, sides, listing, progress)
     if not sum(side.documents for side in sides.values()):
         raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
-    split = BY_DOCUMENT
+    how = BY_DOCUMENT
     if not sides[TRAIN].documents or not sides[VALIDATION].documents:
-        split = "by tail: too few documents for a split by document"
-        _cut_tail(sides[TRAIN], sides[VALIDATION], validation_fraction)
+        how = "by tail: too few documents for a split by document"
+        _cut_tail(sides[TRAIN], sides[VALIDATION], corpus.validation_fraction)
     manifest: dict[str, Any] = {
         "source": source.config.source.value,
         "versions": source.versions(),
-        "split": split,
+        "split": how,
         "vocab_size": vocab_size,
         "dtype": np.dtype(dtype).name,
         "end_of_text_id": end,
         "duplicates_removed": next(duplicates),
+        "blank_left_out": source.blank,
         "not_utf8_left_out": source.not_utf8,
         TRAIN: sides[TRAIN].summary(),
         VALIDATION: sides[VALIDATION].summary(),
@@ -171,7 +129,7 @@ def write(
 
 
 def _encode(
-    documents: Iterator[Unique],
+    documents: Iterator[Selected],
     tokenizer: Tokenizer,
     end: int,
     sides: dict[str, _Side],
@@ -182,27 +140,79 @@ def _encode(
     with listing.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["split", "bytes", "tokens", "sha256", "key"])
-        for batch in _batches(documents):
-            encoded = tokenizer.encode_batch_fast([one.document.text for one in batch], add_special_tokens=False)
-            for one, encoding in zip(batch, encoded, strict=True):
-                sides[one.split].add([*encoding.ids, end], one.bytes)
-                rows.writerow([one.split, one.bytes, len(encoding.ids), one.sha256, one.document.key])
-            progress(sum(one.bytes for one in batch))
+        for batch in _ahead(_batches(_parts(documents))):
+            encoded = tokenizer.encode_batch_fast([text for _, text, _ in batch], add_special_tokens=False)
+            for (one, _, is_last), encoding in zip(batch, encoded, strict=True):
+                sides[one.side].write(encoding.ids)
+                if is_last:
+                    tokens = sides[one.side].finish(end, one.document.size)
+                    rows.writerow([one.side, one.document.size, tokens, one.document.sha256, one.document.key])
+            progress(sum(len(text.encode()) for _, text, _ in batch))
     for side in sides.values():
         side.close()
 
 
-def _batches(documents: Iterator[Unique]) -> Iterator[list[Unique]]:
-    batch: list[Unique] = []
-    size = 0
+Part = tuple[Selected, str, bool]
+"""A document, one part of its text, and whether it is the last."""
+
+
+def _parts(documents: Iterable[Selected]) -> Iterator[Part]:
     for one in documents:
-        batch.append(one)
-        size += one.bytes
-        if size >= _BATCH_BYTES:
+        parts = one.document.parts()
+        text = next(parts)
+        for following in parts:
+            yield one, text, False
+            text = following
+        yield one, text, True
+
+
+def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    batch: list[Part] = []
+    size = 0
+    for part in parts:
+        batch.append(part)
+        size += len(part[1])
+        if size >= _BATCH:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _ahead(items: Iterator[T], most: int = 4) -> Iterator[T]:
+    """The same items, up to `most` of them made by a thread before they are asked for."""
+    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(most)
+    is_over = threading.Event()
+
+    def put(item: T | None, error: BaseException | None = None) -> None:
+        while not is_over.is_set():
+            try:
+                made.put((item, error), timeout=0.1)
+                break
+            except queue.Full:
+                pass
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item)
+                if is_over.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(None, error)
+
+    threading.Thread(target=make, name="reader", daemon=True).start()
+    try:
+        while True:
+            item, error = made.get()
+            if error:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        is_over.set()
 
 
 def _cut_tail(train: _Side, validation: _Side, fraction: float) -> None:
@@ -214,10 +224,9 @@ def _cut_tail(train: _Side, validation: _Side, fraction: float) -> None:
     held_out = max(1, int(train.tokens * fraction))
     kept = train.tokens - held_out
     bytes_per_token = train.bytes / train.tokens
-    tokens = np.fromfile(train.tokens_path, dtype=train.dtype)
-    train.tokens_path.write_bytes(tokens[:kept].tobytes())
-    validation.tokens_path.write_bytes(tokens[kept:].tobytes())
-    validation.offsets_path.write_bytes(np.zeros(1, np.uint64).tobytes())
+    np.memmap(train.tokens_path, dtype=train.dtype, mode="r")[kept:].tofile(validation.tokens_path)
+    os.truncate(train.tokens_path, kept * np.dtype(train.dtype).itemsize)
+    np.zeros(1, np.uint64).tofile(validation.offsets_path)
     validation.documents, validation.tokens = 1, held_out
     validation.bytes = round(held_out * bytes_per_token)
     train.tokens, train.bytes = kept, train.bytes - validation.bytes

@@ -50,9 +50,11 @@ def write(path: Path, values: dict[str, Any], batches: Batches, directory: Path,
     sequences = []
     for sequence in values["sequences"]:
         start, end = sequence["first_token"], sequence["first_token"] + batches.length
-        first, last = np.searchsorted(offsets, [start, end], side="right") - 1
-        text = tokenizer.decode(batches.tokens[start : end + 1].tolist(), skip_special_tokens=False)
-        sequences.append({**_plain(sequence), "documents": names[first : last + 1], "text": text})
+        first, last = np.searchsorted(offsets, [start, end % len(batches.tokens)], side="right") - 1
+        # a window may go over the stream's end to its beginning
+        documents = names[first : last + 1] if end < len(batches.tokens) else names[first:] + names[: last + 1]
+        text = tokenizer.decode(batches.window(start).tolist(), skip_special_tokens=False)
+        sequences.append({**_plain(sequence), "documents": documents, "text": text})
     write_json(path, {**_plain(values), "sequences": sequences})
 
 

@@ -12,7 +12,7 @@ from smollm.config.corpus import CorpusSource
 from smollm.config.file import Config, load
 from smollm.config.model import ModelConfig
 from smollm.config.training import OptimizerKind, TrainingConfig
-from smollm.errors import PipelineError, StorageError, TrainingError
+from smollm.errors import ConfigError, PipelineError, StorageError, TrainingError
 from smollm.live_state import Workspace
 from smollm.throughput import flops_per_token, parameter_count
 
@@ -136,6 +136,19 @@ def refuse_endless(workspace: Workspace) -> None:
         except TrainingError:
             continue
         limit.check_bound(training.steps, hardware)
+
+
+def check_vocabulary(tokens: int, model: ModelConfig) -> None:
+    """Refuse a tokenizer of more `tokens` than the model has a row for in its embedding.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if tokens > model.vocab_size:
+        raise ConfigError(
+            f"params.yaml: model.vocab_size must hold the tokenizer's {tokens} tokens, "
+            f"got {model.vocab_size}; raise it, or use a smaller tokenizer"
+        )
 
 
 def checkpoint_bytes(model: ModelConfig, kind: OptimizerKind) -> int:

@@ -10,13 +10,16 @@ from tokenizers import Tokenizer
 
 from smollm import encode, pipeline, provenance, report, tokenizer, tokens
 from smollm.config.corpus import CorpusConfig
+from smollm.config.file import load
 from smollm.config.tokenizer import TokenizerConfig
 from smollm.config.tracking import TrackingConfig
 from smollm.corpus import Source
 from smollm.files import replace_directory, write_atomically, write_json
 from smollm.live_state import Workspace
 from smollm.pipeline import StageRun, Story
+from smollm.preflight import check_vocabulary
 from smollm.progress import Progress, say
+from smollm.selection import Split, training_texts
 
 STAGES = ("pretrain", "finetune")
 
@@ -41,13 +44,13 @@ class TokenizeStage:
     def _work(self, run: StageRun) -> None:
         data = run.state.directory / "data"
         shutil.rmtree(data, ignore_errors=True)  # of an attempt that was killed
-        fraction = self.corpus.validation_fraction
         sources = {stage: Source(stage, self.corpus, self.workspace.directory) for stage in STAGES}
         what = ", ".join(f"{source.config.source.value} for {stage}" for stage, source in sources.items())
         run.log(f"{what}; at most {self.corpus.max_megabytes:g} MB each")
         began = time.monotonic()
-        texts = encode.training_texts(sources["pretrain"], self.tokenizer.train_megabytes, fraction)
+        texts = training_texts(sources["pretrain"], self.corpus, self.tokenizer.train_megabytes)
         made = tokenizer.obtain(self.tokenizer, texts, self.workspace.directory)
+        check_vocabulary(tokens.vocabulary_size(made), load(self.workspace.directory / "params.yaml").model)
         write_atomically(data / "tokenizer" / "tokenizer.json", made.to_str(pretty=True))
         vocab_size = tokens.vocabulary_size(made)
         run.log(
@@ -55,23 +58,20 @@ class TokenizeStage:
         )
         # without a prefix, MLflow shows them below the charts of training
         results: dict[str, float] = {"corpus_vocab_size": vocab_size}
+        split = Split(self.corpus.validation_fraction)
         for stage, source in sources.items():
-            results |= self._encode(run, stage, source, made, data / "tokens" / stage)
+            results |= self._encode(run, source, made, split, data / "tokens" / stage)
         run.state.journal.append("result", 0, **results)
 
-    def _encode(self, run: StageRun, stage: str, source: Source, made: Tokenizer, directory: Path) -> dict[str, float]:
+    def _encode(
+        self, run: StageRun, source: Source, made: Tokenizer, split: Split, directory: Path
+    ) -> dict[str, float]:
         """Write the token files of one stage's text; what MLflow is told of them."""
-        began = time.monotonic()
+        began, stage = time.monotonic(), source.stage
         progress = Progress(f"tokenize {stage}", None, unit="B")
         try:
             manifest = encode.write(
-                directory,
-                source,
-                made,
-                self.tokenizer.end_of_text,
-                self.corpus.max_megabytes,
-                self.corpus.validation_fraction,
-                progress.update,
+                directory, source, made, self.tokenizer.end_of_text, self.corpus, split, progress.update
             )
         finally:
             progress.close()

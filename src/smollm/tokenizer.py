@@ -51,7 +51,8 @@ def obtain(config: TokenizerConfig, documents: Iterable[str], workspace: Path) -
     except Exception as error:  # the hub client's errors have no common base
         raise CorpusError(
             f"params.yaml: tokenizer.repository must be a reachable repository of the hub, "
-            f"got {config.repository!r}: {str(error).splitlines()[0]}; check the name, the revision and the network"
+            f"got {config.repository!r}: {str(error).splitlines()[0]}; check the name, the revision and the network, "
+            "and for a gated or private one log in with `hf auth login`, or set HF_TOKEN"
         ) from None
     return check(tokenizer, config.end_of_text, config.repository)
 

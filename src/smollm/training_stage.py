@@ -17,7 +17,7 @@ from smollm.config.model import ModelConfig
 from smollm.config.runtime import RuntimeConfig
 from smollm.config.tracking import TrackingConfig
 from smollm.config.training import TrainingConfig
-from smollm.errors import CheckpointError, ConfigError, NonFinite
+from smollm.errors import CheckpointError, NonFinite
 from smollm.evaluate import Evaluator
 from smollm.files import replace_directory
 from smollm.live_state import Workspace
@@ -25,7 +25,7 @@ from smollm.micro_batch import rehearse
 from smollm.model import LlamaForCausalLM
 from smollm.optim import Optimizer
 from smollm.pipeline import StageRun, Story
-from smollm.preflight import Preflight
+from smollm.preflight import Preflight, check_vocabulary
 from smollm.progress import Progress, duration, say
 from smollm.seeding import seed_everything
 from smollm.throughput import flops_per_token, parameter_count
@@ -70,11 +70,7 @@ class TrainingStage:
     def _load_tokenizer(self) -> tuple[Tokenizer, dict[str, Any]]:
         """The tokenizer and the manifest of this stage's text."""
         manifest = read_manifest(self._tokens)
-        if manifest["vocab_size"] > self.model.vocab_size:
-            raise ConfigError(
-                f"params.yaml: model.vocab_size must hold the tokenizer's {manifest['vocab_size']} tokens, "
-                f"got {self.model.vocab_size}; raise it, or use a smaller tokenizer"
-            )
+        check_vocabulary(manifest["vocab_size"], self.model)
         return open_tokenizer(self.workspace.directory / "data/tokenizer/tokenizer.json"), manifest
 
     def _work(self, run: StageRun) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
-from smollm.config.fields import NOT_EMPTY, Rule, above, between
+from smollm.config.fields import NOT_EMPTY, Rule, above, at_least, between
 
 RAW_DATA = "data/raw/"
 """Own text lies below this folder, the one DVC watches: a changed byte there reruns tokenize."""
@@ -18,9 +18,9 @@ class CorpusSource(Enum):
     PYTHON_DOCS = "python-docs"
     """Docstrings of the standard library, documentation text of installed packages."""
     FILES = "files"
-    """The user's own txt, md, jsonl, parquet or csv files."""
+    """The user's own txt, md, jsonl, json, parquet or csv files, compressed or not."""
     HUB = "hub"
-    """A dataset of the Hugging Face hub, streamed."""
+    """A dataset of the Hugging Face hub."""
 
 
 _NAMES = Rule(all, "must hold no empty name", "remove it")
@@ -43,6 +43,8 @@ class HubDatasetConfig:
     split: str
     revision: str | None
     """Commit of the repository; pinned, so that the text cannot change unnoticed."""
+    streaming: bool
+    """Whether to read it over the network as it is needed, rather than download it first."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class CorpusConfig:
     """For the two python sources: `stdlib`, and names of installed distributions."""
     max_megabytes: Annotated[float, above(0)]
     """Upper bound of each stage's text, in MB (10^6 bytes of UTF-8)."""
+    max_documents: Annotated[int | None, at_least(1)]
+    """Upper bound of each stage's documents."""
     validation_fraction: Annotated[float, above(0), between(0, 0.5)]
     """Share of the documents held out from training."""
     pretrain: SourceConfig

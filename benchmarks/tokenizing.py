@@ -1,0 +1,148 @@
+"""Tokenize a corpus of any size, and see how fast and in how much memory: `python3 benchmarks/tokenizing.py`.
+
+    PYTHONPATH=src python3 benchmarks/tokenizing.py [--gigabytes 1] [--kind jsonl|txt|parquet] [--workspace DIR]
+
+The corpus is made of the Python files of this environment, each time under another first line, so that no
+document is another's duplicate: as rows of JSON lines or Parquet, or one after the other in a single text
+file. What is timed is the pipeline's own way from files to token files. Beside it, in turns, the bare tokenizer
+encodes 20 MB of the same documents that are in memory already; the ratio is between the two rates.
+The peak of resident memory is that of the process that tokenizes, with those 20 MB in it; another has made
+corpus and tokenizer.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import resource
+import statistics
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from tokenizers import Tokenizer
+
+from smollm import encode, tokenizer
+from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
+from smollm.corpus import Source
+from smollm.selection import Split
+
+END = "<|endoftext|>"
+ROWS_A_FILE = 20_000
+
+
+def documents(size: float) -> list[str]:
+    """Source files of this environment, about `size` characters."""
+    found: list[str] = []
+    for path in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        if text.strip():
+            found.append(text)
+            size -= len(text)
+        if size < 0:
+            break
+    return found
+
+
+def texts(given: list[str], size: float) -> Iterator[str]:
+    written = 0
+    for number in itertools.count():
+        text = f"# copy {number // len(given)} of file {number % len(given)}\n{given[number % len(given)]}"
+        written += len(text.encode())
+        if written > size:
+            return
+        yield text
+
+
+def make(workspace: Path, kind: str, size: float) -> None:
+    """Write the corpus and a tokenizer for it."""
+    given = documents(60e6)
+    tokenizer.train(given, 49_152, END).save(str(workspace / "tokenizer.json"))
+    directory = workspace / "data" / "raw"
+    directory.mkdir(parents=True)
+    waiting = texts(given, size)
+    if kind == "txt":
+        with (directory / "all.txt").open("w") as file:
+            file.writelines(f"{text}\n\n" for text in waiting)
+        return
+    for shard in itertools.count():
+        rows = list(itertools.islice(waiting, ROWS_A_FILE))
+        if not rows:
+            return
+        path = directory / f"{shard:05}.{kind}"
+        if kind == "parquet":
+            pd.DataFrame({"text": rows}).to_parquet(path, row_group_size=1000)
+        else:
+            with path.open("w") as file:
+                file.writelines(json.dumps({"text": row}) + "\n" for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--kind", choices=("jsonl", "txt", "parquet"), default="jsonl")
+    parser.add_argument("--workspace", type=Path, help="where the corpus and the token files go; a temporary folder")
+    arguments = parser.parse_args()
+    given = documents(20e6)
+    size = 1e9 * arguments.gigabytes
+    with tempfile.TemporaryDirectory(dir=arguments.workspace) as directory:
+        workspace = Path(directory)
+        maker = multiprocessing.get_context("spawn").Process(target=make, args=(workspace, arguments.kind, size))
+        maker.start()
+        maker.join()
+        made = tokenizer.load(workspace / "tokenizer.json", END)
+        print(f"corpus of {arguments.gigabytes:g} GB ({arguments.kind}) and tokenizer made", flush=True)
+        plain, done, marks = [plain_rate(made, given)], 0, [time.perf_counter()]
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            if done > size * len(marks) / 10 and len(marks) < 10:  # ten looks on the way
+                now = time.perf_counter()
+                rate = size / 10 / (now - marks[-1]) / 1e6
+                plain.append(plain_rate(made, given))
+                print(f"{done / 1e9:.2f} GB: {rate:.2f} MB/s, bare {plain[-1]:.2f}, peak {peak():.0f} MB", flush=True)
+                pauses.append(time.perf_counter() - now)
+                marks.append(time.perf_counter())
+
+        pauses: list[float] = []
+        one = SourceConfig(CorpusSource.FILES, (f"data/raw/*.{arguments.kind}",), "text", _NO_HUB)
+        corpus = CorpusConfig(("stdlib",), 1e9, None, 0.02, one, one)
+        began = time.perf_counter()
+        source = Source("pretrain", corpus, workspace)
+        manifest = encode.write(workspace / "tokens", source, made, END, corpus, Split(0.02), progress)
+        seconds = time.perf_counter() - began - sum(pauses)
+    tokens = manifest["train"]["tokens"] + manifest["validation"]["tokens"]
+    rate, bare = done / seconds / 1e6, statistics.median(plain)
+    print(
+        f"{done / 1e9:.2f} GB, {tokens / 1e6:,.0f} M tokens in {seconds:.0f} s: {rate:.2f} MB/s, {rate / bare:.0%} of "
+        f"the bare tokenizer's {bare:.2f}; peak memory {peak():.0f} MB"
+    )
+
+
+_NO_HUB = HubDatasetConfig(None, None, "train", None, True)
+
+
+def plain_rate(made: Tokenizer, given: list[str]) -> float:
+    """MB/s of `encode_batch_fast` on documents in memory, a million characters at a time."""
+    batches: list[list[str]] = [[]]
+    for text in given:
+        if sum(map(len, batches[-1])) > 1e6:
+            batches.append([])
+        batches[-1].append(text)
+    size = sum(len(text.encode()) for batch in batches for text in batch)
+    began = time.perf_counter()
+    for batch in batches:
+        made.encode_batch_fast(batch, add_special_tokens=False)
+    return size / (time.perf_counter() - began) / 1e6
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

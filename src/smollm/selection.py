@@ -1,0 +1,119 @@
+"""Which documents of a corpus are kept, and on which side of the split each is."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from smollm.config.corpus import CorpusConfig
+from smollm.corpus import Source
+from smollm.document import Document
+from smollm.errors import CorpusError
+from smollm.tokens import TRAIN, VALIDATION
+
+_RECENT = 500_000
+
+
+class Digests:
+    """A set of sha256 digests; takes 16 bytes for each, which are enough to tell any two apart."""
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, "S16")
+        self._recent: set[bytes] = set()
+
+    def add(self, digest: str) -> None:
+        self._recent.add(self._short(digest))
+        if len(self._recent) == _RECENT:
+            self._sorted = np.sort(np.concatenate([self._sorted, np.array(list(self._recent), "S16")]))
+            self._recent.clear()
+
+    def __contains__(self, digest: str) -> bool:
+        short = self._short(digest)
+        place = int(np.searchsorted(self._sorted, np.bytes_(short)))
+        return short in self._recent or (place < len(self._sorted) and bytes(self._sorted[place]) == short)
+
+    @staticmethod
+    def _short(digest: str) -> bytes:
+        return bytes.fromhex(digest[:32]).rstrip(b"\0")  # numpy's strings end so too
+
+
+class Split:
+    """The side of each document: training or validation.
+
+    It follows from the document's key alone, so that one file's code and documentation, in two stages, are never
+    on different sides, and documents stay where they are when others are added. A text that an earlier stage
+    has under another key is on the side that it has there.
+    """
+
+    def __init__(self, validation_fraction: float) -> None:
+        self.validation_fraction = validation_fraction
+        self._texts = {TRAIN: Digests(), VALIDATION: Digests()}
+
+    def side(self, document: Document) -> str:
+        known = next((side for side, texts in self._texts.items() if document.sha256 in texts), None)
+        if known is not None:
+            return known
+        place = int.from_bytes(hashlib.sha256(document.key.encode()).digest()[-8:], "big") / 2**64
+        side = VALIDATION if place < self.validation_fraction else TRAIN
+        self._texts[side].add(document.sha256)
+        return side
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A document that is kept."""
+
+    document: Document
+    side: str
+
+
+def select(
+    source: Source, corpus: CorpusConfig, split: Split, removed: Callable[[], object] = lambda: None
+) -> Iterator[Selected]:
+    """Documents of `source` within the corpus's limits, exact duplicates left out, each with its side.
+
+    Args:
+        removed: called for each duplicate.
+
+    Raises:
+        CorpusError: not one document is within the limits, or one cannot be read.
+    """
+    seen = Digests()
+    size = count = 0
+    for document in source.documents():
+        if document.sha256 in seen:
+            removed()
+            continue
+        if size + document.size > corpus.max_megabytes * 1e6:
+            if size == 0:
+                raise CorpusError(
+                    f"params.yaml: corpus.max_megabytes must hold the first document ({document.key}, "
+                    f"{document.size / 1e6:.2f} MB), got {corpus.max_megabytes}; raise it"
+                )
+            return
+        seen.add(document.sha256)
+        size += document.size
+        count += 1
+        yield Selected(document, split.side(document))
+        if count == corpus.max_documents:
+            return
+
+
+def training_texts(source: Source, corpus: CorpusConfig, max_megabytes: float) -> Iterator[str]:
+    """Texts of the training side, up to `max_megabytes`: what a tokenizer may learn from.
+
+    Where chance has put the few documents there are on the other side, they are the text.
+    """
+    split = Split(corpus.validation_fraction)
+    trained_on = (one.document for one in select(source, corpus, split) if one.side == TRAIN)
+    first = next(trained_on, None)
+    everything = (one.document for one in select(source, corpus, Split(0)))
+    documents = everything if first is None else itertools.chain([first], trained_on)
+    size = 0
+    for part in (part for document in documents for part in document.parts()):
+        if size and size + len(part.encode()) > max_megabytes * 1e6:
+            return
+        size += len(part.encode())
+        yield part

@@ -1,0 +1,121 @@
+"""Text files, compressed or not, read a little at a time."""
+
+import codecs
+import hashlib
+import lzma
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow
+
+from smollm.errors import CorpusError
+
+OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": pyarrow.input_stream,
+    ".bz2": pyarrow.input_stream,
+    ".zst": pyarrow.input_stream,
+    ".xz": lzma.open,
+}
+"""What opens a compressed file, by its last ending; each notices one that was cut off."""
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class State:
+    """By which a file that was written to is known again."""
+
+    size: int
+    modified: int
+    number: int
+
+    @classmethod
+    def of(cls, path: Path) -> "State":
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+    def check(self, path: Path, name: str) -> None:
+        """
+        Raises:
+            CorpusError: the file is another one, or was written to.
+        """
+        if not path.exists() or State.of(path) != self:
+            raise CorpusError(
+                f"{name}: must stay as it is while it is read, got a file that changed meanwhile; "
+                "run again once nothing writes to it"
+            )
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a whole text file holds."""
+
+    size: int
+    """Bytes of UTF-8."""
+    sha256: str
+    is_blank: bool
+
+
+def ending(path: Path) -> str:
+    """The ending that says what a file holds, that of a compression taken off: ``.jsonl`` of ``a.jsonl.gz``."""
+    inner = path.with_suffix("") if path.suffix.lower() in OPENERS else path
+    return inner.suffix.lower()
+
+
+def contents(path: Path, name: str) -> Contents:
+    """Read a text file to its end.
+
+    Raises:
+        CorpusError: as `chunks`.
+    """
+    digest, size, is_blank = hashlib.sha256(), 0, True
+    for text in chunks(path, name):
+        content = text.encode()
+        digest.update(content)
+        size += len(content)
+        is_blank = is_blank and text.isspace()
+    return Contents(size, digest.hexdigest(), is_blank)
+
+
+def chunks(path: Path, name: str) -> Iterator[str]:
+    """The text of a file in pieces.
+
+    Raises:
+        CorpusError: it is not UTF-8, and at which byte, or it cannot be read or decompressed.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position = 0
+    with _readable(name), OPENERS.get(path.suffix.lower(), _open)(path) as file:
+        while True:
+            chunk = file.read(_CHUNK)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                byte = position - pending + error.start
+                raise CorpusError(
+                    f"{name}: must be UTF-8, got another byte ({error.object[error.start]:#04x}) at byte {byte}; "
+                    f"convert it, e.g. iconv -f latin1 -t utf-8"
+                ) from None
+            if text:
+                yield text
+            if not chunk:
+                return
+            position += len(chunk)
+
+
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise CorpusError(
+            f"{name}: must be readable to its end, got {type(error).__name__}: {error}; copy or compress it again"
+        ) from None
