@@ -18,7 +18,7 @@ export PYTHONPATH := $(CURDIR)/src
 PYTEST := pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow coverage bench check ui compare push sync
+.PHONY: help setup repro test test-slow coverage bench check ui compare data push sync
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ ui: $(ready)  ## MLflow's pages, on port 5000 of this machine
 
 compare: $(ready)  ## a table of all runs (ARGS="--sort bits_per_byte --csv runs.csv")
 	@python3 -m smollm.compare $(ARGS)
+
+data: $(ready)  ## what the text is: counts, sources, some documents (ARGS="--seed 1")
+	@python3 -m smollm.describe $(ARGS)
 
 push: $(ready)  ## copy checkpoints, models and data to the DVC remote
 	@python3 -m dvc push

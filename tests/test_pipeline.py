@@ -58,6 +58,25 @@ def test_finetune_goes_on_where_pretrain_stopped(finished: Clone) -> None:
     assert finished.json("checkpoints/finetune/trainer_state.json")["step"] == 50
 
 
+def test_finetune_is_measured_on_both_texts_before_and_after(finished: Clone) -> None:
+    heading = (finished.directory / "reports/finetune/validation.tsv").read_text().splitlines()[0].split("\t")
+    assert heading == ["step", "validation_loss", "bits_per_byte", "pretrain_loss", "pretrain_bits_per_byte"]
+    rows = finished.rows("reports/finetune/validation.tsv")
+    assert [int(row[0]) for row in rows] == [40, 45, 50]
+    pretrain, finetune = (finished.json(f"reports/{stage}/metrics.json") for stage in ("pretrain", "finetune"))
+    # the text that pretrain was measured on last, by the same weights
+    assert finetune["initial_pretrain_bits_per_byte"] == pretrain["bits_per_byte"] == float(rows[0][4])
+    assert finetune["pretrain_bits_per_byte"] == float(rows[-1][4]) != float(rows[0][4])
+    assert "pretrain_bits_per_byte" not in pretrain
+    (run,) = runs(finished)["finetune"]
+    assert steps(finished, run.info.run_id, "validation/pretrain_bits_per_byte") == [40, 45, 50]
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {
+        "finetune/train",
+        "finetune/validation",
+        "pretrain/validation",
+    }
+
+
 def documents(clone: Clone, stage: str, side: str) -> dict[str, str]:
     """Texts by key, decoded from the token files that a stage trains on or is validated by."""
     directory = clone.directory / "data" / "tokens" / stage
@@ -121,6 +140,8 @@ def test_mlflow_has_samples_log_and_picture(finished: Clone) -> None:
     store = client(finished)
     artifacts = {item.path for item in store.list_artifacts(run.info.run_id)}
     assert {"samples.json", "training_log.txt", "loss.svg", "params.yaml", "environment.json", "run.json"} <= artifacts
+    of_text = runs(finished)["tokenize"][0].info.run_id
+    assert {"corpus.txt", "lengths.svg", "metrics.json"} <= {item.path for item in store.list_artifacts(of_text)}
     texts = [item.path for item in store.list_artifacts(run.info.run_id, "samples")]
     assert texts == ["samples/step-00000020.txt", "samples/step-00000040.txt"]
     import mlflow
@@ -244,7 +265,7 @@ def test_data_is_a_dependency_of_the_stages_that_read_it(finished: Clone) -> Non
     readers = {
         "data/raw/new.txt": {"tokenize"},
         "data/tokenizer/tokenizer.json": {"tokenize", "pretrain", "finetune"},  # the first made it
-        "data/tokens/pretrain/train.bin": {"tokenize", "pretrain"},
+        "data/tokens/pretrain/train.bin": {"tokenize", "pretrain", "finetune"},  # which measures what it forgets
         "data/tokens/finetune/train.bin": {"tokenize", "finetune"},
         "checkpoints/pretrain/model.safetensors": {"pretrain", "finetune"},
         "models/pretrain/config.json": {"pretrain"},

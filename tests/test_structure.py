@@ -18,7 +18,7 @@ LAYERS = [
     {"errors"},
     {"config", "document", "files", "journal", "progress", "provenance", "seeding", "tokens"},
     {"schedule", "throughput", "live_state", "hardware", "checkpoint", "model", "tokenizer", "batches", "optim"}
-    | {"tracking", "report", "export", "packages", "text_files", "kernels", "linear_cross_entropy"},
+    | {"tracking", "report", "export", "describe", "packages", "text_files", "kernels", "linear_cross_entropy"},
     {"corpus", "evaluate", "generate", "fused", "step", "failure", "compare", "pipeline", "preflight"},
     {"trainer", "micro_batch", "selection", "tidy"},
     {"training_stage", "encode"},

@@ -140,9 +140,14 @@ def _encode(
     with listing.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["split", "bytes", "tokens", "sha256", "key"])
-        for batch in _ahead(_batches(_parts(documents))):
-            encoded = tokenizer.encode_batch_fast([text for _, text, _ in batch], add_special_tokens=False)
-            for (one, _, is_last), encoding in zip(batch, encoded, strict=True):
+        # reading, encoding and writing go on side by side
+        batches = _ahead(_batches(_parts(documents)))
+        encoded = (
+            (batch, tokenizer.encode_batch_fast([text for _, text, _ in batch], add_special_tokens=False))
+            for batch in batches
+        )
+        for batch, encodings in _ahead(encoded, 1):
+            for (one, _, is_last), encoding in zip(batch, encodings, strict=True):
                 sides[one.side].write(encoding.ids)
                 if is_last:
                     tokens = sides[one.side].finish(end, one.document.size)

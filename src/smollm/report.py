@@ -15,7 +15,7 @@ from smollm.journal import COMPLETE, EVENT, Record
 
 _COLUMNS = {
     "losses.tsv": ("step", ("train_loss", "gradient_norm", "learning_rate")),
-    "validation.tsv": ("validation", ("loss", "bits_per_byte")),
+    "validation.tsv": ("validation", ("loss", "bits_per_byte", "pretrain_loss", "pretrain_bits_per_byte")),
     "speed.tsv": ("speed", ("tokens_per_second", "step_ms", "mfu", "goodput", "peak_memory_gib")),
 }
 _HEADINGS = {"loss": "validation_loss"}
@@ -31,7 +31,7 @@ def write_training(directory: Path, title: str, records: list[Record], facts: di
         facts: more values for metrics.json, the same in every run.
     """
     for name, (kind, columns) in _COLUMNS.items():
-        rows = [(r.step, *(r.values[c] for c in columns)) for r in records if r.kind == kind]
+        rows: list[tuple[Any, ...]] = [(r.step, *(r.values.get(c) for c in columns)) for r in records if r.kind == kind]
         headings = [_HEADINGS.get(column, column) for column in columns]
         # a column that is unknown here (MFU on a CPU) is left out: DVC's plots take no blanks
         kept = [0, *(i for i in range(1, len(columns) + 1) if any(row[i] is not None for row in rows))]
@@ -53,14 +53,20 @@ def training_metrics(records: list[Record]) -> dict[str, float]:
     """First, last and best values of a training stage."""
     steps = [r for r in records if r.kind == "step"]
     validations = [r for r in records if r.kind == "validation"]
+    first, last = validations[0].values, validations[-1].values
+    of_pretrain = {
+        "pretrain_bits_per_byte": last.get("pretrain_bits_per_byte"),
+        "initial_pretrain_bits_per_byte": first.get("pretrain_bits_per_byte"),
+    }
     return {
         "step": steps[-1].step,
         "first_train_loss": steps[0].values["train_loss"],
         "train_loss": steps[-1].values["train_loss"],
-        "validation_loss": validations[-1].values["loss"],
-        "bits_per_byte": validations[-1].values["bits_per_byte"],
+        "validation_loss": last["loss"],
+        "bits_per_byte": last["bits_per_byte"],
         "best_bits_per_byte": min(r.values["bits_per_byte"] for r in validations),
-        "initial_bits_per_byte": validations[0].values["bits_per_byte"],
+        "initial_bits_per_byte": first["bits_per_byte"],
+        **{name: value for name, value in of_pretrain.items() if value is not None},
         "skipped_steps": sum(r.kind == "skip" for r in records),
     }
 

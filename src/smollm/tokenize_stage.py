@@ -8,20 +8,19 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from smollm import encode, pipeline, provenance, report, tokenizer, tokens
+from smollm import describe, encode, pipeline, provenance, report, tokenizer, tokens
 from smollm.config.corpus import CorpusConfig
 from smollm.config.file import load
 from smollm.config.tokenizer import TokenizerConfig
 from smollm.config.tracking import TrackingConfig
 from smollm.corpus import Source
+from smollm.describe import STAGES
 from smollm.files import replace_directory, write_atomically, write_json
 from smollm.live_state import Workspace
 from smollm.pipeline import StageRun, Story
 from smollm.preflight import check_vocabulary
 from smollm.progress import Progress, say
 from smollm.selection import Split, training_texts
-
-STAGES = ("pretrain", "finetune")
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,11 @@ class TokenizeStage:
             run.artifacts[f"{stage}_manifest.json"] = target / "tokens" / stage / "manifest.json"
         write_json(run.reports / "metrics.json", metrics)
         report.write_log(run.reports / "log.txt", run.state.journal.records())
-        run.artifacts |= {name: run.reports / name for name in ("metrics.json", "log.txt")}
-        say("tokenize: done; the token files are in data/tokens/, statistics in reports/tokenize/metrics.json\n")
+        write_atomically(run.reports / "corpus.txt", describe.describe(target))
+        describe.draw_lengths(run.reports / "lengths.svg", {stage: target / "tokens" / stage for stage in STAGES})
+        names = ("metrics.json", "log.txt", "corpus.txt", "lengths.svg")
+        run.artifacts |= {name: run.reports / name for name in names}
+        say("tokenize: done; the token files are in data/tokens/, what they hold in reports/tokenize/corpus.txt\n")
 
     def _story(self, run: StageRun) -> Story:
         return Story(provenance.flatten(self.corpus, "corpus") | provenance.flatten(self.tokenizer, "tokenizer"))

@@ -1,11 +1,12 @@
 """The format of the files between `tokenize` and training: token ids, manifest, tokenizer."""
 
-import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -46,14 +47,22 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def documents_table(directory: Path) -> Iterator[pd.DataFrame]:
+    """All documents of a stage's text, some at a time: split, bytes, tokens, sha256 and key."""
+    reader = pd.read_csv(
+        directory / "documents.tsv", sep="\t", chunksize=200_000, keep_default_na=False, dtype={"key": str}
+    )
+    with reader:
+        yield from reader
+
+
 def documents_of(directory: Path, side: str) -> tuple[NDArray[np.uint64], list[str]]:
     """Where each document of a side's token file begins, and the document's name."""
     offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64)
     # a text that was cut at its end has all its documents on one side
     cut = str(read_manifest(directory)["split"]) != BY_DOCUMENT
-    with (directory / "documents.tsv").open(encoding="utf-8", newline="") as file:
-        names = [row["key"] for row in csv.DictReader(file, delimiter="\t") if cut or row["split"] == side]
-    return offsets, names
+    tables = documents_table(directory)
+    return offsets, [key for table in tables for key in table["key"][cut | (table["split"] == side)]]
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

@@ -91,9 +91,16 @@ class Trainer:
         hardware: Hardware,
         journal: Journal,
         store: CheckpointStore,
+        pretrain_evaluator: Evaluator | None = None,
     ) -> None:
+        """
+        Args:
+            evaluator: of the stage's own held-out text.
+            pretrain_evaluator: of pretrain's, in a stage that goes on from there: what it forgets of it.
+        """
         self.plan, self.model, self.optimizer = plan, model, optimizer
         self.batches, self.evaluator, self.tokenizer = batches, evaluator, tokenizer
+        self.pretrain_evaluator = pretrain_evaluator
         self.hardware, self.journal, self.store = hardware, journal, store
         scaled = hardware.precision is Precision.FP16
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=scaled)
@@ -295,12 +302,17 @@ class Trainer:
             )
         self._bits_per_byte[self.step] = result.bits_per_byte
         best = min(value for step, value in self._bits_per_byte.items() if step <= self.step)
+        of_pretrain = {}
+        if self.pretrain_evaluator is not None:
+            other = self.pretrain_evaluator(self.model)
+            of_pretrain = {"pretrain_loss": other.loss, "pretrain_bits_per_byte": other.bits_per_byte}
         self.journal.append(
             "validation",
             self.step,
             loss=result.loss,
             bits_per_byte=result.bits_per_byte,
             best_bits_per_byte=best,
+            **of_pretrain,
         )
 
     def _sample(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from smollm import checkpoint, export, failure, hardware, pipeline, provenance, report
-from smollm.batches import Batches, validation_windows
+from smollm.batches import Batches, Ids, validation_windows
 from smollm.checkpoint import Checkpoint, CheckpointStore
 from smollm.config.evaluation import EvaluationConfig
 from smollm.config.model import ModelConfig
@@ -59,7 +59,10 @@ class TrainingStage:
 
     @property
     def _tokens(self) -> Path:
-        return self.workspace.directory / "data" / "tokens" / self.name
+        return self._tokens_of(self.name)
+
+    def _tokens_of(self, stage: str) -> Path:
+        return self.workspace.directory / "data" / "tokens" / stage
 
     def _start(self) -> Checkpoint | None:
         """The checkpoint that this stage starts from."""
@@ -102,9 +105,9 @@ class TrainingStage:
         """A trainer at the stage's beginning, with the micro-batch that fits."""
         text, manifest = self._load_tokenizer()
         length = self.training.sequence_length
-        sides = {side: open_tokens(self._tokens / f"{side}.bin", manifest["dtype"]) for side in (TRAIN, VALIDATION)}
-        batches = Batches(sides[TRAIN], self.training.sequences_per_step, length, self.seed, self.name)
-        windows = validation_windows(sides[VALIDATION], length, self.evaluation.validation_tokens, self.name)
+        tokens = open_tokens(self._tokens / f"{TRAIN}.bin", manifest["dtype"])
+        batches = Batches(tokens, self.training.sequences_per_step, length, self.seed, self.name)
+        windows = [self._held_out(stage) for stage in (self.name, self.continues) if stage]
         model = LlamaForCausalLM(self.model).to(machine.device)
         optimizer = Optimizer(model, self.training.optimizer, machine.dtype)
         micro_batch = rehearse(
@@ -120,8 +123,15 @@ class TrainingStage:
             self.evaluation,
             self.runtime.checkpoint_every_steps,
         )
-        evaluator = Evaluator(windows, token_bytes(text), micro_batch, machine)
-        return Trainer(plan, model, optimizer, batches, evaluator, text, machine, run.state.journal, store)
+        evaluators = [Evaluator(one, token_bytes(text), micro_batch, machine) for one in windows]
+        own, *of_pretrain = evaluators
+        return Trainer(plan, model, optimizer, batches, own, text, machine, run.state.journal, store, *of_pretrain)
+
+    def _held_out(self, stage: str) -> Ids:
+        """Windows of a stage's held-out text, as long as this one's sequences."""
+        directory = self._tokens_of(stage)
+        tokens = open_tokens(directory / f"{VALIDATION}.bin", read_manifest(directory)["dtype"])
+        return validation_windows(tokens, self.training.sequence_length, self.evaluation.validation_tokens, stage)
 
     def _train(self, run: StageRun, trainer: Trainer, limit: Preflight) -> None:
         """Train, saying how long it takes, and writing down a step that fails."""
@@ -226,6 +236,9 @@ class TrainingStage:
             f"  validation        {values['validation_loss']:.3f} nats per token, "
             f"{values['initial_bits_per_byte']:.3f} -> {values['bits_per_byte']:.3f} bits per byte"
         )
+        if "pretrain_bits_per_byte" in values:
+            before, after = values["initial_pretrain_bits_per_byte"], values["pretrain_bits_per_byte"]
+            say(f"  on pretrain's     {before:.3f} -> {after:.3f} bits per byte of its held-out text")
         say(f"  speed             {speed:,.0f} tokens/s, {run.facts['step_ms']:.1f} ms a step")
         if sample:
             text = (sample.values["prompts"][0] + sample.values["texts"][0]).replace("\n", "\n                    ")
@@ -247,10 +260,16 @@ class TrainingStage:
             params |= provenance.flatten(values, section)
         side_file = self.workspace.directory / "reports" / str(self.continues) / "run.json"
         parent = json.loads(side_file.read_text()) if side_file.exists() else {}
-        manifest = read_manifest(self._tokens)
-        digest = run.state.inputs[f"data/tokens/{self.name}"] or ""
+        uses = [(self.name, TRAIN, "training"), (self.name, VALIDATION, "validation")]
+        uses += [(self.continues, VALIDATION, "validation")] if self.continues else []
         datasets = [
-            Dataset(f"{self.name}/{side}", digest, context, f"data/tokens/{self.name}/{side}.bin", manifest[side])
-            for side, context in ((TRAIN, "training"), (VALIDATION, "validation"))
+            Dataset(
+                f"{stage}/{side}",
+                run.state.inputs[f"data/tokens/{stage}"] or "",
+                context,
+                f"data/tokens/{stage}/{side}.bin",
+                read_manifest(self._tokens_of(stage))[side],
+            )
+            for stage, side, context in uses
         ]
         return Story(params, datasets, parent.get("mlflow_run_id"), parent.get("mlflow_mark"))
