@@ -15,6 +15,7 @@ from smollm.optim import Muon, Optimizer, orthogonalize
 MUON = OptimizerConfig(
     kind=OptimizerKind.MUON,
     lr=0.01,
+    embedding_lr=0.01,
     weight_decay=0.1,
     betas=(0.9, 0.95),
     eps=1e-8,
@@ -155,8 +156,30 @@ def test_the_learning_rate_that_is_set_is_the_one_used(model_config: ModelConfig
     optimizer = Optimizer(model, config)
     optimizer.set_learning_rate(0.003)
     take_steps(model, optimizer, range(2))
-    take_steps(direct, Optimizer(direct, replace(config, lr=0.003)), range(2))
+    take_steps(direct, Optimizer(direct, replace(config, lr=0.003, embedding_lr=0.003)), range(2))
     assert_equal(model.weights(), direct.weights())
+
+
+def test_embedding_and_norms_have_a_rate_of_their_own_beside_muon(model_config: ModelConfig) -> None:
+    model, alike = build_model(model_config), build_model(model_config)
+    before = copy_of(model.weights())
+    config = replace(MUON, weight_decay=0.0, embedding_lr=0.02)
+    optimizer = Optimizer(model, config)
+    optimizer.set_learning_rate(0.005)  # half of its peak, so that the embedding's is half of its own
+    take_steps(model, optimizer, range(1))
+    other = Optimizer(alike, replace(config, lr=0.005, embedding_lr=0.005))
+    take_steps(alike, other, range(1))
+    for name, value in model.weights().items():
+        moved, less = value - before[name], alike.weights()[name] - before[name]
+        share = 1 if name in hidden_matrices(model) else 2
+        torch.testing.assert_close(moved, share * less, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_adamw_alone_has_one_rate(model_config: ModelConfig) -> None:
+    model, alike = build_model(model_config), build_model(model_config)
+    take_steps(model, Optimizer(model, ADAMW), range(2))
+    take_steps(alike, Optimizer(alike, replace(ADAMW, embedding_lr=0.5)), range(2))
+    assert_equal(model.weights(), alike.weights())
 
 
 @KINDS

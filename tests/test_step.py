@@ -15,7 +15,7 @@ from smollm.model import LlamaForCausalLM
 from smollm.optim import Optimizer
 from smollm.step import Step
 
-CONFIG = OptimizerConfig(OptimizerKind.MUON, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95, 5)
+CONFIG = OptimizerConfig(OptimizerKind.MUON, 0.01, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95, 5)
 
 
 def build(config: ModelConfig, hardware: Hardware, kind: OptimizerKind, micro_batch: int = 2) -> Step:

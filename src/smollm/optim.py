@@ -96,15 +96,18 @@ class Optimizer:
         self.kind = config.kind
         is_cuda = all(parameter.is_cuda for parameter in named.values())
         # on the device, so that a step that was captured there can be replayed with another one
-        self._rate = torch.tensor(config.lr, device="cuda") if is_cuda else None
-        rate = config.lr if self._rate is None else self._rate
+        peaks = [config.embedding_lr, config.lr] if muon else [config.lr]
+        self._shares = [peak / config.lr for peak in peaks]
+        """Each part's rate, as a share of the matrices'."""
+        self._rates = [torch.tensor(peak, device="cuda") for peak in peaks] if is_cuda else None
+        rates: list[float] | list[Tensor] = peaks if self._rates is None else self._rates
         self.parts: list[torch.optim.Optimizer] = [
             AdamW(
                 [
                     {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": config.weight_decay},
                     {"params": [p for p in rest.values() if p.ndim == 1], "weight_decay": 0.0},
                 ],
-                lr=rate,
+                lr=rates[0],
                 betas=config.betas,
                 eps=config.eps,
                 fused=True,
@@ -112,16 +115,18 @@ class Optimizer:
             )
         ]
         if muon:
-            self.parts.append(Muon(list(muon.values()), config, rate, dtype))
+            self.parts.append(Muon(list(muon.values()), config, rates[1], dtype))
         self._owners = {name: (p, self.parts[-1 if name in muon else 0]) for name, p in named.items()}
 
     def set_learning_rate(self, rate: float) -> None:
-        if self._rate is not None:
-            self._rate.fill_(rate)
+        """Set the rate of the matrices; those of embedding and norms keep their ratio to it."""
+        if self._rates is not None:
+            for one, share in zip(self._rates, self._shares, strict=True):
+                one.fill_(rate * share)
             return
-        for part in self.parts:
+        for part, share in zip(self.parts, self._shares, strict=True):
             for group in part.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * share
 
     def zero_grad(self) -> None:
         for part in self.parts:
