@@ -183,6 +183,7 @@ def train_one_step(
         # is the gradient's sign, which hides a wrong scale and flips where the gradient is a rounding
         optimizer=OptimizerConfig(kind, 1e-3, 1e-3, 0.1, (0.9, 0.95), 0.1, 0.95, 5),
         schedule=ScheduleConfig(0, 0.0, 0.0),
+        mask_documents=False,
         gradient_clip=1e9,
         log_every_steps=1,
         sample_every_steps=1,

@@ -123,6 +123,42 @@ def test_a_later_token_changes_no_earlier_logits(model_config: ModelConfig) -> N
         assert difference(before[:, position], after[:, position]) > 1e-3, position
 
 
+LENGTHS = [[7, 8, 9], [1, 1, 22]]
+"""Of the documents in two sequences."""
+
+
+def test_masked_documents_are_as_if_each_were_alone(model_config: ModelConfig) -> None:
+    end = 5
+    model = random_model(model_config)
+    ids = torch.where(random_ids(model_config, 2, 24) == end, 6, random_ids(model_config, 2, 24))
+    ids[0, [6, 14]] = end
+    ids[1, [0, 1, 23]] = end  # two without text, and one that ends with the sequence
+    with torch.no_grad():
+        plain = model(ids)
+        alone = [[model(part[None]) for part in ids[row].split(sizes)] for row, sizes in enumerate(LENGTHS)]
+        model.document_end = end
+        masked = model(ids)
+        loss = model.loss(ids[:, :-1], ids[:, 1:])
+    for row, parts in enumerate(alone):
+        assert difference(masked[row], torch.cat(parts, 1)[0]) <= 1e-5
+    assert difference(masked[0, :7], plain[0, :7]) <= 1e-5
+    for position in range(8, 24):
+        assert difference(masked[0, position], plain[0, position]) > 1e-3, position
+    expected = functional.cross_entropy(masked[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert difference(loss, expected) <= 1e-5
+
+
+def test_sampling_knows_no_documents(model_config: ModelConfig) -> None:
+    model = random_model(model_config)
+    ids = random_ids(model_config, 1, 8)
+    model.document_end = int(ids[0, 3])
+    caches = [KeyValueCache.empty(model_config, 1, 8, ids.device, torch.float32) for _ in range(2)]
+    with torch.no_grad():
+        seen = model(ids, caches[0])
+        model.document_end = None
+        assert torch.equal(seen, model(ids, caches[1]))
+
+
 def test_tied_embeddings_are_one_tensor_and_one_weight(model_config: ModelConfig) -> None:
     model = LlamaForCausalLM(model_config)
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -208,8 +244,12 @@ def test_forgetting_the_compilation_leaves_the_uncompiled_model(model_config: Mo
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
-def test_the_compiled_model_has_the_same_loss_and_gradients(model_config: ModelConfig) -> None:
+@pytest.mark.parametrize("document_end", [None, 7])
+def test_the_compiled_model_has_the_same_loss_and_gradients(
+    document_end: int | None, model_config: ModelConfig
+) -> None:
     model = random_model(model_config)
+    model.document_end = document_end
     ids, targets = random_ids(model_config, 4, 16).split(2)
     expected = model.loss(ids, targets)
     expected.backward()

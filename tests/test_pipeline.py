@@ -1,5 +1,6 @@
 """The real pipeline in a temporary clone: `dvc repro`, MLflow's store, push and pull."""
 
+import json
 import math
 from pathlib import Path
 
@@ -353,6 +354,24 @@ def test_a_forced_run_starts_afresh(finished: Clone) -> None:
     assert "forced to run again" in output
     assert len(seen) == 3
     assert finished.repro() == []
+
+
+@pytest.mark.slow
+def test_documents_may_be_masked(tmp_path: Path) -> None:
+    clone = Clone.of_working_tree(tmp_path / "project")
+    rows = [json.dumps({"text": f"{n} bottles of beer on the wall, {n * 7} more"}) for n in range(900)]
+    (clone.directory / "data" / "raw" / "short.jsonl").write_text("\n".join(rows))
+    clone.set({"corpus.pretrain.source": "files", "corpus.pretrain.files": ["data/raw/*.jsonl"]})
+    clone.set({"pretrain.steps": 10, "pretrain.schedule.warmup_steps": 2, "runtime.compile": True})
+    clone.repro("pretrain")
+    plain = clone.rows("reports/pretrain/validation.tsv")
+    clone.set({"pretrain.mask_documents": True})
+    assert clone.repro("pretrain") == ["pretrain"]
+    masked = clone.rows("reports/pretrain/validation.tsv")
+    assert [row[0] for row in masked] == [row[0] for row in plain] == ["0", "10"]
+    for one, other in zip(masked, plain, strict=True):
+        assert float(one[1]) == pytest.approx(float(other[1]), rel=0.1)
+        assert one[1] != other[1]
 
 
 @pytest.mark.slow

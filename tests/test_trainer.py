@@ -34,6 +34,7 @@ TRAINING = TrainingConfig(
     sequence_length=16,
     optimizer=OptimizerConfig(OptimizerKind.MUON, 0.01, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95, 5),
     schedule=ScheduleConfig(2, 0.5, 0.0),
+    mask_documents=False,
     gradient_clip=1.0,
     log_every_steps=5,
     sample_every_steps=6,

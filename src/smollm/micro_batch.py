@@ -39,7 +39,7 @@ def rehearse(
     """
     most = _MOST_TOKENS[hardware.device.type]
     sizes = candidates(batches.sequences, batches.length, most) if isinstance(wanted, Auto) else [wanted]
-    if fused.fits(model.config, hardware):
+    if model.document_end is None and fused.fits(model.config, hardware):
         fused.fuse(model)
     elif hardware.compile:
         model.compile_parts()

@@ -85,6 +85,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + turned * sin).to(x.dtype)
 
 
+def document_mask(ids: Tensor, end: int) -> Tensor:
+    """Which positions each may look at: itself and those before it in its own document, (B, 1, T, T) bool.
+
+    Args:
+        ids: (B, T).
+        end: the id that ends a document, and belongs to it.
+    """
+    ends = (ids == end).long()
+    number = ends.cumsum(1) - ends  # (B, T)
+    same = number[:, :, None] == number[:, None, :]
+    return same.tril()[:, None]
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and grouped key-value heads."""
 
@@ -97,18 +110,22 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden, config.num_key_value_heads * size, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * size, hidden, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Cached | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Cached | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         batch, time, _ = x.shape
         heads = (batch, time, -1, self.head_dim)
         query = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, N, T, D)
         key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, K, T, D)
         value = self.v_proj(x).view(heads).transpose(1, 2)  # (B, K, T, D)
-        mask = None
+        groups = query.shape[1] // key.shape[1]
         if cached is not None:
             cache, layer, where, mask = cached
             key, value = (part.to(query.dtype) for part in cache.extend(layer, where, key, value))
+        elif mask is not None:  # the GPU's kernels take groups of heads or a mask
+            key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, mask, is_causal=cached is None, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, mask, is_causal=mask is None, enable_gqa=groups != 1
         )
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
 
@@ -136,8 +153,10 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Cached | None = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cached)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Cached | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cached, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -156,13 +175,14 @@ class LlamaModel(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, H) of `ids` (B, T), each of which looks at those before it, or as `mask` says."""
         time = ids.shape[1]
         x = self.embed_tokens(ids)  # (B, T, H)
         if cache is None:
             cos, sin = self.cos[:time], self.sin[:time]
             for layer in self.layers:
-                x = layer(x, cos, sin)
+                x = layer(x, cos, sin, None, mask)
             return x
         where, mask = cache.next(time)
         cos, sin = self.cos[where], self.sin[where]
@@ -198,6 +218,8 @@ class LlamaForCausalLM(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=config.initializer_range)
+        self.document_end: int | None = None
+        """The id that ends a document; where set, tokens attend to their own document alone (not while sampling)."""
         self._head = self._head_loss
         self.is_compiled = False
         self.fused: Fused | None = None
@@ -211,14 +233,17 @@ class LlamaForCausalLM(nn.Module):
         assert cache is None or ids.shape[1] == 1 or cache.length == 0, "one position at a time"
         if self.fused and cache is not None:
             return self.fused.logits(ids, cache)
-        logits: Tensor = self._logits(self.model(ids, cache))
+        logits: Tensor = self._logits(self.model(ids, cache, self._mask(ids) if cache is None else None))
         return logits
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, in nats, of `targets` (B, T) after `ids` (B, T): a float32 scalar."""
         if self.fused:
             return self.fused.loss(ids, targets)
-        return self._head(self.model(ids), targets)
+        return self._head(self.model(ids, mask=self._mask(ids)), targets)
+
+    def _mask(self, ids: Tensor) -> Tensor | None:
+        return None if self.document_end is None else document_mask(ids, self.document_end)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(self.model.norm(hidden))

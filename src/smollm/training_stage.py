@@ -109,6 +109,8 @@ class TrainingStage:
         batches = Batches(tokens, self.training.sequences_per_step, length, self.seed, self.name)
         windows = [self._held_out(stage) for stage in (self.name, self.continues) if stage]
         model = LlamaForCausalLM(self.model).to(machine.device)
+        if self.training.mask_documents:
+            model.document_end = int(manifest["end_of_text_id"])
         optimizer = Optimizer(model, self.training.optimizer, machine.dtype)
         micro_batch = rehearse(
             model, batches, self.runtime.micro_batch_size, machine, lambda line: run.log(line, first_step)

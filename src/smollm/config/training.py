@@ -61,6 +61,8 @@ class TrainingConfig:
     """Tokens of a sequence."""
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    mask_documents: bool
+    """Whether a token attends to its own document alone, not to others in the same sequence."""
     gradient_clip: Annotated[float, above(0)]
     """Largest norm of the whole gradient."""
     log_every_steps: Annotated[int, at_least(1)]
