@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -221,11 +222,61 @@ def test_links_that_lead_nowhere_or_in_circles_are_named(tmp_path: Path) -> None
             list(source(tmp_path, CorpusSource.FILES, ("data/raw/*.txt",)).documents())
 
 
-def test_a_folder_that_is_linked_into_itself_is_walked_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["data/raw", "elsewhere"])
+def test_a_linked_folder_below_a_deep_glob_is_refused_not_passed_over(target: str, tmp_path: Path) -> None:
     put(tmp_path, "a.txt", b"text")
-    (tmp_path / "data" / "raw" / "loop").symlink_to(tmp_path / "data" / "raw")
-    found = source(tmp_path, CorpusSource.FILES, ("data/raw/**/*.txt",)).documents()
-    assert [d.key for d in found] == ["data/raw/a.txt"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.txt").write_text("text")
+    (tmp_path / "data" / "raw" / "link").symlink_to(tmp_path / target)
+    with pytest.raises(CorpusError, match=r"must not lead through a linked folder, .* got data/raw/link; copy"):
+        list(source(tmp_path, CorpusSource.FILES, ("data/raw/**/*.txt",)).documents())
+
+
+def test_names_that_look_like_globs_are_names(tmp_path: Path) -> None:
+    for name in ("a[1]", "a1", "b*", "bc", "c d"):
+        put(tmp_path, f"{name}.jsonl", json.dumps({"text": name}).encode())
+        put(tmp_path, f"{name}.txt", name.encode())
+    found = {d.key: d.text for d in source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()}
+    assert len(found) == 10
+    assert all(Path(key.partition("#")[0]).stem == text for key, text in found.items())
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, os.fsdecode(b"caf\xe9.txt"), b"text")
+    with pytest.raises(CorpusError, match=r"names are UTF-8 and printable, got 'data/raw/caf\\udce9\.txt'; rename"):
+        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents())
+
+
+def test_cells_of_a_csv_file_are_texts_whatever_they_look_like(tmp_path: Path) -> None:
+    put(tmp_path, "a.csv", b'text,n\n123,1\nNA,2\n,3\n"null",4\n2020-01-01,5\n')
+    one = source(tmp_path, CorpusSource.FILES, ("data/raw/a.csv",))
+    assert [d.text for d in one.documents()] == ["123", "NA", "null", "2020-01-01"]
+    assert one.blank == 1
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.json", "a.jsonl.gz"])
+def test_empty_files_are_left_out_and_counted(name: str, tmp_path: Path) -> None:
+    put(tmp_path, name, gzip.compress(b"") if name.endswith("gz") else b"")
+    put(tmp_path, "b.txt", b"text")
+    one = source(tmp_path, CorpusSource.FILES, ("data/raw/*",))
+    assert [d.text for d in one.documents()] == ["text"]
+    assert one.blank == 1
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_the_ending_of_a_compression_may_be_in_capitals(kind: str, tmp_path: Path) -> None:
+    put(tmp_path, f"a.TXT.{kind.upper()}", COMPRESSORS[kind](b"text"))
+    assert [d.text for d in source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()] == ["text"]
+
+
+def test_a_file_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    put(tmp_path, "a.txt", b"one")
+    put(tmp_path, "b.txt", b"two")
+    waiting = source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()
+    next(waiting)
+    (tmp_path / "data" / "raw" / "b.txt").unlink()
+    with pytest.raises(CorpusError, match=r"^data/raw/b\.txt: must "):
+        next(waiting)
 
 
 @pytest.mark.parametrize("split", range(1, 4))

@@ -32,12 +32,24 @@ def trained(pre_tokenizer: pre_tokenizers.PreTokenizer | None) -> Tokenizer:
     return made
 
 
+GPT_4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The same of GPT-4o."""
+
+
+def words(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+
+
 SPLITS = {
     "smollm": None,
     "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "llama3": pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(LLAMA_3), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    ),
+    "llama3": words(LLAMA_3),
+    "gpt4o": words(GPT_4O),
 }
 
 
@@ -65,7 +77,10 @@ def test_parts_encode_to_the_ids_of_the_whole(name: str) -> None:
         "#",
     ]
     noise = "".join(chance.choice(pieces) for _ in range(20_000))
-    for text in (CODE, noise, CODE.replace("\n", " "), CODE.replace("\n", "\r\n")):
+    comments = "".join(f"x[{n}] = {{{n}}};\n// {n}\n////\n" for n in range(2000))
+    chinese = "".join("漢字文" * chance.randrange(1, 60) + chance.choice(["\n\n", "\r\n", "。\n"]) for _ in range(300))
+    table = "".join(f"{n * 7919}\t{n}\n" for n in range(3000))
+    for text in (CODE, noise, CODE.replace("\n", " "), CODE.replace("\n", "\r\n"), comments, chinese, table):
         parts = list(in_parts([text], 500))
         assert len(parts) > 5
         assert "".join(parts) == text

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, S
 from smollm.corpus import Source
 from smollm.document import Document
 from smollm.errors import CorpusError
-from smollm.selection import Split, select, training_texts
+from smollm.selection import Split, Tally, select, training_texts
 from smollm.tokens import as_plain_text, documents_of, open_tokens
 
 END = "<|endoftext|>"
@@ -65,17 +66,21 @@ def test_the_files_hold_every_document_followed_by_end_of_text(tmp_path: Path, s
     assert sorted(texts) == sorted(DOCUMENTS.values())
 
 
-@pytest.mark.parametrize("fraction", [0.3, 0.0, 1.0], ids=["by document", "all train", "all validation"])
-def test_each_document_is_found_by_its_place(tmp_path: Path, small_tokenizer: Tokenizer, fraction: float) -> None:
-    manifest = write(tmp_path, DOCUMENTS, small_tokenizer, validation_fraction=fraction)
+@pytest.mark.parametrize("side", [None, "train", "validation"], ids=["by document", "all train", "all validation"])
+def test_each_document_is_found_by_its_place(side: str | None, tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    keys = [f"file{n}" for n in range(80)]
+    chosen = [key for key in keys if side in (None, Split(0.5).side(Document.of(key, key)))]
+    documents = {key: f"the fox of {key} *\n\tjumps\n" for key in chosen}
+    manifest = write(tmp_path, documents, small_tokenizer, validation_fraction=0.5)
+    assert (manifest["split"] == "by document") is (side is None)
     ids = open_tokens(tmp_path / "train.bin", manifest["dtype"])
     offsets, names = documents_of(tmp_path, "train")
-    assert len(offsets) == len(names) > 20
+    assert len(offsets) == len(names) > 10
     places = [int(place) for place in offsets]
     for name, start, end in zip(names, places, [*places[1:], len(ids)], strict=True):
         text = small_tokenizer.decode(ids[start : max(start, end - 1)].tolist())
-        assert DOCUMENTS[name].startswith(text)
-        assert text == DOCUMENTS[name] or fraction != 0.3
+        assert documents[name].startswith(text)
+        assert text == documents[name] or (side is not None and name == names[-1])
 
 
 def test_the_manifest_counts_bytes_and_tokens(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
@@ -134,9 +139,56 @@ def test_a_single_document_is_cut_into_training_text_and_a_held_out_tail(
     assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == len(text)
 
 
+ONE_SIDED = [key for key in (f"file{n}" for n in range(40)) if Split(0.3).side(Document.of(key, key)) == "train"]
+"""Keys of documents that are all trained on."""
+
+
+def test_several_documents_on_one_side_are_cut_with_their_places(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    texts = {key: f"the fox number {key} jumps" for key in ONE_SIDED[:6]}
+    manifest = write(tmp_path, texts, small_tokenizer)
+    assert manifest["split"].startswith("by tail")
+    places = {side: documents_of(tmp_path, side) for side in ("train", "validation")}
+    found = {}
+    for side, (offsets, names) in places.items():
+        ids = open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])
+        assert len(ids) == manifest[side]["tokens"]
+        assert len(offsets) == len(names) == manifest[side]["documents"]
+        ends = [*offsets[1:].tolist(), len(ids)]
+        parts = [ids[start:end].tolist() for start, end in zip(offsets.tolist(), ends, strict=True)]
+        found[side] = [small_tokenizer.decode(part, skip_special_tokens=False) for part in parts]
+    (_, first), (_, last) = places.values()
+    assert set(first) | set(last) == set(texts)
+    shared = int(first[-1] == last[0])
+    assert len(first) + len(last) == 6 + shared
+    assert "".join(found["train"] + found["validation"]) == "".join(text + END for text in texts.values())
+    assert found["train"][0] == texts[first[0]] + END
+    assert found["validation"][-1] == texts[last[-1]] + END
+
+
+def test_text_that_is_cut_in_one_stage_is_no_others_unless_it_is_the_very_same(
+    tmp_path: Path, small_tokenizer: Tokenizer
+) -> None:
+    few = {key: f"the fox number {key} jumps" for key in ONE_SIDED[:3]}
+    many = {**DOCUMENTS, **few}
+    cases = {
+        "the same": (few, few, None),
+        "none in common": (few, {f"x{n}": f"text {n}" for n in range(40)}, None),
+        "cut, then more": (few, many, "got 3 common ones"),
+        "more, then cut": (many, few, "got 3 common ones"),
+        "cut, then fewer": (few, dict(list(few.items())[:1]), "got 1 common ones"),
+        "many, twice": (many, many, None),
+    }
+    for name, (first, second, message) in cases.items():
+        split = Split(0.3)
+        encode.write(tmp_path / name / "1", Texts(first), small_tokenizer, END, CORPUS, split)
+        raises = pytest.raises(CorpusError, match=message) if message else nullcontext()
+        with raises:
+            encode.write(tmp_path / name / "2", Texts(second), small_tokenizer, END, CORPUS, split)
+
+
 def test_the_tokenizer_learns_from_the_training_side_alone() -> None:
     source = Texts(DOCUMENTS)
-    train = {one.document.text for one in select(source, CORPUS, Split(0.3)) if one.side == "train"}
+    train = {one.document.text for one in select(source, CORPUS, Split(0.3), Tally()) if one.side == "train"}
     assert set(training_texts(source, CORPUS, 1.0)) == train
     assert 0 < len(train) < len(DOCUMENTS)
 

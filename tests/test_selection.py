@@ -11,7 +11,7 @@ from smollm import selection
 from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
 from smollm.corpus import Source
 from smollm.document import Document
-from smollm.selection import Digests, Split, select, training_texts
+from smollm.selection import Digests, Split, Tally, select, training_texts
 
 ANY = SourceConfig(CorpusSource.FILES, (), "text", HubDatasetConfig(None, None, "train", None, True))
 CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, ANY, ANY)
@@ -30,7 +30,7 @@ class Texts(Source):
 
 
 def sides(documents: dict[str, str], split: Split | None = None) -> dict[str, str]:
-    return {one.document.key: one.side for one in select(Texts(documents), CORPUS, split or Split(0.3))}
+    return {one.document.key: one.side for one in select(Texts(documents), CORPUS, split or Split(0.3), Tally())}
 
 
 def test_many_digests_are_told_apart_in_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,10 @@ def test_a_text_that_an_earlier_stage_has_under_another_key_is_on_the_side_that_
 def test_the_number_of_documents_is_limited_after_duplicates_are_out() -> None:
     corpus = replace(CORPUS, max_documents=5)
     given = {"a": "same", "b": "same", **DOCUMENTS}
-    assert [one.document.key for one in select(Texts(given), corpus, Split(0.3))] == ["a", *list(DOCUMENTS)[:4]]
+    assert [one.document.key for one in select(Texts(given), corpus, Split(0.3), Tally())] == [
+        "a",
+        *list(DOCUMENTS)[:4],
+    ]
 
 
 def test_a_tokenizer_learns_from_no_more_than_it_is_allowed_of_one_long_document() -> None:

@@ -69,8 +69,12 @@ class Batches:
         return window * self.length % len(self.tokens)
 
 
-def validation_windows(tokens: Tokens, length: int, most: int, stage: str) -> Ids:
+def validation_windows(tokens: Tokens, length: int, most: int, stage: str, reader: str | None = None) -> Ids:
     """Consecutive windows (N, T+1) over at most `most` held-out tokens (one window at least).
+
+    Args:
+        stage: whose text it is.
+        reader: the stage that measures itself on it, if another.
 
     Raises:
         CorpusError: not one window fits.
@@ -79,7 +83,7 @@ def validation_windows(tokens: Tokens, length: int, most: int, stage: str) -> Id
     if windows < 1:
         raise CorpusError(
             f"data/tokens/{stage}/validation.bin: must hold a sequence of {length + 1} tokens, got {len(tokens)}; "
-            f"add text, raise corpus.validation_fraction or lower {stage}.sequence_length"
+            f"add text, raise corpus.validation_fraction or lower {reader or stage}.sequence_length"
         )
     starts = np.arange(windows)[:, None] * length
     return tokens[starts + np.arange(length + 1)].astype(np.int64)

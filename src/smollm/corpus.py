@@ -1,17 +1,24 @@
 """The text of a training stage: which documents, always the same ones in the same order."""
 
+import glob
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from smollm import packages, text_files
-from smollm.config.corpus import CorpusConfig, CorpusSource, SourceConfig
+from smollm.config.corpus import RAW_DATA, CorpusConfig, CorpusSource, SourceConfig
 from smollm.document import Document, in_parts
 from smollm.errors import CorpusError
 from smollm.files import file_digest
 
-_TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_READERS = {".txt": None, ".md": None, **_TABLES}
+_KINDS = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
 
 
 class Source:
@@ -26,7 +33,7 @@ class Source:
         """Documents without any text that the last reading left out."""
         self.not_utf8 = 0
         """Files of the python sources that the last reading left out, not being UTF-8."""
-        self._digests: dict[Path, tuple[text_files.State, text_files.Contents]] = {}
+        self._contents_of: dict[Path, tuple[text_files.State | None, text_files.Contents]] = {}
 
     def documents(self) -> Iterator[Document]:
         """Yield each document that is not blank.
@@ -62,32 +69,40 @@ class Source:
     def _files(self) -> Iterator[Document]:
         for path in self._matching_files():
             name = path.relative_to(self.workspace).as_posix()
-            reader = _READERS[text_files.ending(path)]
-            before = text_files.State.of(path)
-            if reader is None:
-                contents = self._contents(path, name)
-                yield Document(name, contents.size, contents.sha256, contents.is_blank, self._parts(path, name, before))
+            kind, before = _KINDS[text_files.ending(path)], text_files.State.of(path)
+            contents = None if kind == "parquet" else self._contents(path, name)
+            if contents is not None and (kind == "text" or contents.is_blank):
+                parts = self._parts(path, name, before)
+                yield Document(name, contents.size, contents.sha256, contents.is_blank, parts)
             else:
-                if reader != "parquet":
-                    self._contents(path, name)  # checks that it is UTF-8
-                yield from self._rows(lambda: _stream(reader, path), name, "mend the file")  # noqa: B023 - used at once
-                before.check(path, name)
+                yield from self._rows(lambda: self._stream(kind, path), name, "mend the file")  # noqa: B023 - used at once
+                text_files.check_same(before, path, name)
 
     def _contents(self, path: Path, name: str) -> text_files.Contents:
-        """What is in a text file, found out by the first reading."""
-        state = text_files.State.of(path)
-        if path not in self._digests:
-            self._digests[path] = (state, text_files.contents(path, name))
-        first, contents = self._digests[path]
-        first.check(path, name)
+        """What is in a file of text, found out by the first reading, which checks that it is UTF-8 to its end."""
+        if path not in self._contents_of:
+            before = text_files.State.of(path)
+            self._contents_of[path] = (before, text_files.contents(path, name))
+        before, contents = self._contents_of[path]
+        text_files.check_same(before, path, name)
         return contents
 
-    def _parts(self, path: Path, name: str, state: text_files.State) -> Callable[[], Iterator[str]]:
+    def _parts(self, path: Path, name: str, before: text_files.State | None) -> Callable[[], Iterator[str]]:
         def parts() -> Iterator[str]:
             yield from in_parts(text_files.chunks(path, name))
-            state.check(path, name)
+            text_files.check_same(before, path, name)
 
         return parts
+
+    def _stream(self, kind: str, path: Path) -> Iterable[dict[str, Any]]:
+        """Rows of a table, a few at a time."""
+        from datasets import load_dataset
+
+        # a cell of a CSV file is a text, whatever it looks like
+        options = {"converters": {self.config.text_column: str}, "keep_default_na": False} if kind == "csv" else {}
+        files = glob.escape(str(path))
+        rows: Iterable[dict[str, Any]] = load_dataset(kind, data_files=files, split="train", streaming=True, **options)
+        return rows
 
     def _matching_files(self) -> list[Path]:
         where = f"params.yaml: corpus.{self.stage}.files"
@@ -99,18 +114,26 @@ class Source:
                     f"{where} must match files, got none for {pattern!r}; put text there or mend the glob"
                 )
             found |= matches
+            if "**" in pattern:  # which does not go through links
+                found |= {
+                    path for path in (self.workspace / RAW_DATA).rglob("*") if path.is_dir() and path.is_symlink()
+                }
         for path in sorted(found):
             name = path.relative_to(self.workspace).as_posix()
+            if not name.isprintable():
+                raise CorpusError(
+                    f"{where} must match files whose names are UTF-8 and printable, got {name!a}; rename the file"
+                )
             if _leads_nowhere(path):
                 raise CorpusError(f"{where} must match files, got {name}, a link that leads to none; remove it")
-            if _linked_parents(path, self.workspace):
+            if path.is_dir() or _linked_parents(path, self.workspace):
                 raise CorpusError(
                     f"{where} must not lead through a linked folder, whose content DVC does not watch, got "
                     f"{name}; copy the folder, or link its files one by one"
                 )
-            if text_files.ending(path) not in _READERS:
+            if text_files.ending(path) not in _KINDS:
                 raise CorpusError(
-                    f"{where} must match {', '.join(_READERS)} files, or such compressed to "
+                    f"{where} must match {', '.join(_KINDS)} files, or such compressed to "
                     f"{', '.join(text_files.OPENERS)}, got {name}; narrow the glob or convert the file"
                 )
         return sorted(found)
@@ -158,11 +181,3 @@ def _leads_nowhere(path: Path) -> bool:
 
 def _linked_parents(path: Path, workspace: Path) -> list[Path]:
     return [parent for parent in path.parents if parent.is_relative_to(workspace / "data") and parent.is_symlink()]
-
-
-def _stream(reader: str, path: Path) -> Iterable[dict[str, Any]]:
-    """Rows of a file, a few at a time."""
-    from datasets import load_dataset
-
-    rows: Iterable[dict[str, Any]] = load_dataset(reader, data_files=str(path), split="train", streaming=True)
-    return rows

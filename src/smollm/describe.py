@@ -68,12 +68,14 @@ def overview(directories: dict[str, Path]) -> pd.DataFrame:
 
 
 def left_out(directories: dict[str, Path]) -> pd.DataFrame:
-    """Documents that are in no token file, by reason, a row for each stage."""
+    """Documents that are in no token file, by reason, and the limit that ended the reading, a row for each stage."""
     names = {"duplicates": "duplicates_removed", "blank": "blank_left_out", "not_utf8": "not_utf8_left_out"}
-    manifests = {stage: read_manifest(directory) for stage, directory in directories.items()}
-    return pd.DataFrame(
-        [{"stage": stage, **{name: one[key] for name, key in names.items()}} for stage, one in manifests.items()]
-    )
+    rows: list[dict[str, Any]] = []
+    for stage, directory in directories.items():
+        manifest = read_manifest(directory)
+        counts = {name: manifest[key] for name, key in names.items()}
+        rows.append({"stage": stage, **counts, "ended_by": manifest["ended_by"] or "-"})
+    return pd.DataFrame(rows)
 
 
 def sources(directory: Path) -> pd.DataFrame:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 PART = 1_000_000
 """Characters of a document that are in memory at once."""
 
-_BETWEEN_LINES = re.compile(r"\S\n(?=\S)")
-_BETWEEN_WORDS = re.compile(r"\S(?= \S)")
+_PLACES = (re.compile(r"[^\W\d_](?=\s)"), re.compile(r"\S\n(?=[^\s/])"))
+"""Where a part may end: after a letter before white space, else after a line before the next."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Document:
 def in_parts(chunks: Iterable[str], most: int = PART) -> Iterator[str]:
     """Join `chunks` and cut them where every common pre-tokenizer cuts as well.
 
-    Encoded one by one, the parts then give the ids of the whole. That is between two lines (``x⏎y``), or,
-    in a part without one, before a single space. Where there is neither the part is cut all the same, and
-    the ids around that place may be others.
+    Encoded one by one, the parts then give the ids of the whole. That is between a letter and white space, or, in a
+    part without such a place, between two lines. Where there is neither the part is cut all the same, and the
+    ids around that place may be others.
 
     Args:
         chunks: a text, in pieces of any length.
@@ -58,19 +58,21 @@ def in_parts(chunks: Iterable[str], most: int = PART) -> Iterator[str]:
     pending = ""
     for chunk in chunks:
         pending += chunk
-        while len(pending) > most:
-            at = _place(pending, most)
-            yield pending[:at]
-            pending = pending[at:]
+        start = 0
+        while len(pending) - start > most:
+            end = _place(pending, start, start + most)
+            yield pending[start:end]
+            start = end
+        pending = pending[start:]
     if pending:
         yield pending
 
 
-def _place(text: str, most: int) -> int:
-    """The last place to cut `text` within its first `most` characters."""
-    for pattern in (_BETWEEN_LINES, _BETWEEN_WORDS):
-        for start in (max(0, most - 10_000), 0):  # nearly always near the end
-            found = [match.end() for match in pattern.finditer(text, start, most + 1) if match.end() <= most]
+def _place(text: str, start: int, end: int) -> int:
+    """The last place to cut `text` after `start` and not after `end`."""
+    for pattern in _PLACES:
+        for begin in (max(start, end - 10_000), start):  # nearly always near the end
+            found = [match.end() for match in pattern.finditer(text, begin, end + 1) if match.end() <= end]
             if found:
                 return found[-1]
-    return most
+    return end

@@ -9,7 +9,6 @@ Of each stage's text, below ``data/tokens/<stage>/``:
 """
 
 import csv
-import itertools
 import os
 import queue
 import threading
@@ -24,7 +23,7 @@ from smollm.config.corpus import CorpusConfig
 from smollm.corpus import Source
 from smollm.errors import CorpusError
 from smollm.files import file_digest, write_json
-from smollm.selection import Selected, Split, select
+from smollm.selection import Selected, Split, Tally, select
 from smollm.tokens import BY_DOCUMENT, TRAIN, VALIDATION, token_dtype, vocabulary_size
 
 T = TypeVar("T")
@@ -100,14 +99,17 @@ def write(
     end = tokenizer.token_to_id(end_of_text)
     assert end is not None, "a checked tokenizer"
     sides = {name: _Side(directory, name, dtype) for name in (TRAIN, VALIDATION)}
-    duplicates = itertools.count()
-    documents = select(source, corpus, split, lambda: next(duplicates))
+    tally = Tally()
+    documents = select(source, corpus, split, tally)
     listing = directory / "documents.tsv"
     _encode(documents, tokenizer, end, sides, listing, progress)
     if not sum(side.documents for side in sides.values()):
         raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
     how = BY_DOCUMENT
-    if not sides[TRAIN].documents or not sides[VALIDATION].documents:
+    is_cut = not sides[TRAIN].documents or not sides[VALIDATION].documents
+    listed = file_digest(listing, "sha256")
+    split.check_cut(source.stage, is_cut, listed, tally.shared)
+    if is_cut:
         how = "by tail: too few documents for a split by document"
         _cut_tail(sides[TRAIN], sides[VALIDATION], corpus.validation_fraction)
     manifest: dict[str, Any] = {
@@ -117,12 +119,13 @@ def write(
         "vocab_size": vocab_size,
         "dtype": np.dtype(dtype).name,
         "end_of_text_id": end,
-        "duplicates_removed": next(duplicates),
+        "duplicates_removed": tally.duplicates,
         "blank_left_out": source.blank,
         "not_utf8_left_out": source.not_utf8,
+        "ended_by": tally.limit,
         TRAIN: sides[TRAIN].summary(),
         VALIDATION: sides[VALIDATION].summary(),
-        "documents_sha256": file_digest(listing, "sha256"),
+        "documents_sha256": listed,
     }
     write_json(directory / "manifest.json", manifest)
     return manifest
@@ -231,7 +234,10 @@ def _cut_tail(train: _Side, validation: _Side, fraction: float) -> None:
     bytes_per_token = train.bytes / train.tokens
     np.memmap(train.tokens_path, dtype=train.dtype, mode="r")[kept:].tofile(validation.tokens_path)
     os.truncate(train.tokens_path, kept * np.dtype(train.dtype).itemsize)
-    np.zeros(1, np.uint64).tofile(validation.offsets_path)
-    validation.documents, validation.tokens = 1, held_out
-    validation.bytes = round(held_out * bytes_per_token)
+    offsets = np.fromfile(train.offsets_path, np.uint64)
+    offsets[offsets < kept].tofile(train.offsets_path)
+    following = offsets[offsets > kept] - np.uint64(kept)
+    np.concatenate([np.zeros(1, np.uint64), following]).tofile(validation.offsets_path)
+    train.documents, validation.documents = int((offsets < kept).sum()), 1 + len(following)
+    validation.tokens, validation.bytes = held_out, round(held_out * bytes_per_token)
     train.tokens, train.bytes = kept, train.bytes - validation.bytes

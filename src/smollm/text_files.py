@@ -1,6 +1,7 @@
 """Text files, compressed or not, read a little at a time."""
 
 import codecs
+import functools
 import hashlib
 import lzma
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ import pyarrow
 from smollm.errors import CorpusError
 
 OPENERS: dict[str, Callable[[Path], Any]] = {
-    ".gz": pyarrow.input_stream,
-    ".bz2": pyarrow.input_stream,
-    ".zst": pyarrow.input_stream,
+    ".gz": functools.partial(pyarrow.input_stream, compression="gzip"),
+    ".bz2": functools.partial(pyarrow.input_stream, compression="bz2"),
+    ".zst": functools.partial(pyarrow.input_stream, compression="zstd"),
     ".xz": lzma.open,
 }
 """What opens a compressed file, by its last ending; each notices one that was cut off."""
@@ -33,20 +34,28 @@ class State:
     number: int
 
     @classmethod
-    def of(cls, path: Path) -> "State":
-        status = path.stat()
+    def of(cls, path: Path) -> "State | None":
+        """None where the file is gone."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
-    def check(self, path: Path, name: str) -> None:
-        """
-        Raises:
-            CorpusError: the file is another one, or was written to.
-        """
-        if not path.exists() or State.of(path) != self:
-            raise CorpusError(
-                f"{name}: must stay as it is while it is read, got a file that changed meanwhile; "
-                "run again once nothing writes to it"
-            )
+
+def check_same(before: State | None, path: Path, name: str) -> None:
+    """
+    Args:
+        before: what the file was.
+
+    Raises:
+        CorpusError: the file is gone, is another one, or was written to.
+    """
+    if before is None or State.of(path) != before:
+        raise CorpusError(
+            f"{name}: must stay as it is while it is read, got a file that changed meanwhile; "
+            "run again once nothing writes to it"
+        )
 
 
 @dataclass(frozen=True)

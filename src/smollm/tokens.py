@@ -59,10 +59,11 @@ def documents_table(directory: Path) -> Iterator[pd.DataFrame]:
 def documents_of(directory: Path, side: str) -> tuple[NDArray[np.uint64], list[str]]:
     """Where each document of a side's token file begins, and the document's name."""
     offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64)
-    # a text that was cut at its end has all its documents on one side
-    cut = str(read_manifest(directory)["split"]) != BY_DOCUMENT
+    is_cut = str(read_manifest(directory)["split"]) != BY_DOCUMENT
     tables = documents_table(directory)
-    return offsets, [key for table in tables for key in table["key"][cut | (table["split"] == side)]]
+    names = [key for table in tables for key in table["key"][is_cut | (table["split"] == side)]]
+    # of a text that was cut at its end, the document that was cut is on both sides
+    return offsets, names[: len(offsets)] if side == TRAIN else names[-len(offsets) :]
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

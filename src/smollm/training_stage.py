@@ -133,7 +133,8 @@ class TrainingStage:
         """Windows of a stage's held-out text, as long as this one's sequences."""
         directory = self._tokens_of(stage)
         tokens = open_tokens(directory / f"{VALIDATION}.bin", read_manifest(directory)["dtype"])
-        return validation_windows(tokens, self.training.sequence_length, self.evaluation.validation_tokens, stage)
+        most = self.evaluation.validation_tokens
+        return validation_windows(tokens, self.training.sequence_length, most, stage, self.name)
 
     def _train(self, run: StageRun, trainer: Trainer, limit: Preflight) -> None:
         """Train, saying how long it takes, and writing down a step that fails."""
@@ -177,11 +178,16 @@ class TrainingStage:
     def _note_hardware(
         self, run: StageRun, machine: hardware.Hardware, compiled: bool, micro_batch: int, step: int
     ) -> None:
-        kernel = machine.attention_kernel(
-            self.model.num_attention_heads,
-            self.model.num_key_value_heads,
-            self.model.head_dim,
-            self.training.sequence_length,
+        # with a mask the choice is another, and torch does not tell
+        kernel = (
+            "masked"
+            if self.training.mask_documents
+            else machine.attention_kernel(
+                self.model.num_attention_heads,
+                self.model.num_key_value_heads,
+                self.model.head_dim,
+                self.training.sequence_length,
+            )
         )
         run.state.journal.append(
             "hardware",

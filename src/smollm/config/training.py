@@ -29,7 +29,7 @@ class OptimizerConfig:
     lr: Annotated[float, above(0)]
     """Peak learning rate."""
     embedding_lr: Annotated[float, above(0)]
-    """The same for embedding and norms, where Muon has the rest (kind: muon)."""
+    """The same for embedding, output projection and norms, where Muon has the rest (kind: muon)."""
     weight_decay: Annotated[float, at_least(0)]
     """Decoupled, on matrices alone."""
     betas: Annotated[tuple[float, float], _BETAS]
