@@ -15,7 +15,8 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 endif
 export PYTHONPATH := $(CURDIR)/src
 # two files of tests at a time; the tests of a file share what they have run
-PYTEST := pytest -n 2 --dist loadfile
+# (in alphabetical order: the files of few and long tests would else come last)
+PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test test-slow coverage bench check ui compare data push sync
