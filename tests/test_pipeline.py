@@ -296,7 +296,7 @@ def test_an_edit_reruns_what_depends_on_it_and_no_more(finished: Clone) -> None:
     assert finished.repro() == ["pretrain", "finetune"]
     finished.set({"model.num_hidden_layers": 1})
     assert finished.repro() == ["pretrain", "finetune"]
-    finished.set({"corpus.max_megabytes": 0.8})
+    finished.set({"corpus.max_megabytes": 0.4})  # another text, whatever the sizes of its documents
     assert finished.repro() == ["tokenize", "pretrain", "finetune"]
     finished.run("git", "checkout", "--", "params.yaml")
     assert finished.repro() == []
