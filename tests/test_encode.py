@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,32 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_selection import CORPUS, Texts
 from tokenizers import Tokenizer
 
 from smollm import encode, tokenizer
-from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
-from smollm.corpus import Source
 from smollm.document import Document
 from smollm.errors import CorpusError
 from smollm.selection import Split, Tally, select, training_texts
 from smollm.tokens import as_plain_text, documents_of, open_tokens
 
 END = "<|endoftext|>"
-
-
-ANY = SourceConfig(CorpusSource.FILES, (), "text", HubDatasetConfig(None, None, "train", None, True))
-CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, ANY, ANY)
-
-
-class Texts(Source):
-    """Documents that a test gives."""
-
-    def __init__(self, documents: dict[str, str]) -> None:
-        super().__init__("pretrain", CORPUS, Path())
-        self.given = documents
-
-    def documents(self) -> Iterator[Document]:
-        return (Document.of(key, text) for key, text in self.given.items())
 
 
 @pytest.fixture(scope="module")
