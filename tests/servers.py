@@ -16,6 +16,7 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from workspace import environment
@@ -86,6 +87,20 @@ def mlflow_server(directory: Path, backend: str | None = None) -> Iterator[MLflo
         server.kill()
 
 
+Served = TypeVar("Served", bound=http.server.ThreadingHTTPServer)
+
+
+@contextmanager
+def serving(server: Served) -> Iterator[Served]:
+    """Let a server answer in a thread."""
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 class Way:
     """A proxy to a server, each answer of which waits for `seconds`."""
 
@@ -123,21 +138,17 @@ def slow_way(port: int) -> Iterator[Way]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         way.uri = f"http://127.0.0.1:{server.server_port}"
         yield way
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
-class Hub:
-    """What a stand-in of the hub was asked for, and by whom."""
+class Hub(http.server.ThreadingHTTPServer):
+    """Answers as the hub does, and keeps what it was asked for, and by whom."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, directory: Path, token: str | None) -> None:
+        super().__init__(("127.0.0.1", 0), _HubHandler)
+        self.directory, self.token = directory, token
         self.requests: list[str] = []
         self.tokens: set[str | None] = set()
 
@@ -145,7 +156,81 @@ class Hub:
     def environment(self) -> dict[str, str]:
         """What leads the hub's own client here; it reads this when it is imported."""
         offline = {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
-        return {"HF_ENDPOINT": self.uri, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **offline}
+        quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", **offline, **quiet}
+
+
+class _HubHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path, _, query = urllib.parse.unquote(self.path).partition("?")
+        self.server.requests.append(f"{self.command} {path}")
+        self.server.tokens.add(self.headers.get("Authorization"))
+        match = re.fullmatch(
+            r"/(?:api/)?(?:(datasets|models)/)?([\w-]+/[\w-]+)"
+            r"(?:/(revision|tree|paths-info|resolve)/([\w-]+)(?:/(.*))?)?",
+            path,
+        )
+        kind, name, action, revision, file = match.groups() if match else (None,) * 5
+        root = self.server.directory / (kind or "models") / str(name)
+        if match is None or not root.is_dir():
+            self._send(404, b"no such repository", {"X-Error-Code": "RepoNotFound"})
+        elif self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            self._send(401, b"gated", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+        elif revision not in (None, COMMIT, "main"):
+            self._send(404, b"no such revision", {"X-Error-Code": "RevisionNotFound"})
+        elif action == "tree":
+            folder = root / (file or "")
+            found = folder.rglob("*") if "recursive=true" in query.lower() else folder.glob("*")
+            self._send_json([self._entry(root, path) for path in sorted(found)])
+        elif action == "paths-info":
+            wanted = urllib.parse.parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
+            self._send_json([self._entry(root, root / path) for path in wanted if (root / path).exists()])
+        elif action == "resolve":
+            self._send_file(root / str(file))
+        else:
+            files = [{"rfilename": f.relative_to(root).as_posix()} for f in root.rglob("*") if f.is_file()]
+            about = {"_id": "1", "id": name, "sha": COMMIT, "siblings": files, "private": False, "tags": []}
+            self._send_json(about)
+
+    @staticmethod
+    def _entry(root: Path, path: Path) -> dict[str, object]:
+        kind, size = ("file", path.stat().st_size) if path.is_file() else ("directory", 0)
+        return {"type": kind, "path": path.relative_to(root).as_posix(), "size": size, "oid": "0" * 40}
+
+    def _send_file(self, path: Path) -> None:
+        """A file, or the range of it that was asked for."""
+        if not path.is_file():
+            self._send(404, b"no such file", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return
+        content = path.read_bytes()
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{len(content)}"', "Accept-Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None:
+            self._send(200, content, headers)
+            return
+        first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self._send(206, content[first : last + 1], headers)
+
+    def _send_json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_POST = do_HEAD = _answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @contextmanager
@@ -154,83 +239,10 @@ def hub(directory: Path, token: str | None = None) -> Iterator[Hub]:
 
     Args:
         directory: ``datasets/<owner>/<name>/...`` and ``models/<owner>/<name>/...``, of one revision, `COMMIT`.
-        token: without it everything is gated.
+        token: without it everything is gated; None: nothing is.
     """
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            path, _, query = urllib.parse.unquote(self.path).partition("?")
-            one.requests.append(f"{self.command} {path}")
-            one.tokens.add(self.headers.get("Authorization"))
-            match = re.fullmatch(
-                r"/(?:api/)?(?:(datasets|models)/)?([\w-]+/[\w-]+)"
-                r"(?:/(revision|tree|paths-info|resolve)/([\w-]+)(?:/(.*))?)?",
-                path,
-            )
-            kind, name, action, revision, file = match.groups() if match else (None,) * 5
-            root = directory / (kind or "models") / str(name)
-            if match is None or not root.is_dir():
-                self._send(404, b"no such repository", {"X-Error-Code": "RepoNotFound"})
-            elif token and self.headers.get("Authorization") != f"Bearer {token}":
-                self._send(401, b"gated", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
-            elif revision not in (None, COMMIT, "main"):
-                self._send(404, b"no such revision", {"X-Error-Code": "RevisionNotFound"})
-            elif action in (None, "revision"):
-                files = [{"rfilename": f.relative_to(root).as_posix()} for f in root.rglob("*") if f.is_file()]
-                about = {"_id": "1", "id": name, "sha": COMMIT, "siblings": files, "private": False, "tags": []}
-                self._send(200, json.dumps(about).encode(), {})
-            elif action == "tree":
-                folder = root / (file or "")
-                found = folder.rglob("*") if "recursive=true" in query.lower() else folder.glob("*")
-                self._json([self._entry(root, path) for path in sorted(found)])
-            elif action == "paths-info":
-                wanted = urllib.parse.parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
-                self._json([self._entry(root, root / path) for path in wanted if (root / path).exists()])
-            elif not (root / str(file)).is_file():
-                self._send(404, b"no such file", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-            else:
-                content = (root / str(file)).read_bytes()
-                headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{len(content)}"', "Accept-Ranges": "bytes"}
-                asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-                if asked:
-                    first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
-                    headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-                    self._send(206, content[first : last + 1], headers)
-                else:
-                    self._send(200, content, headers)
-
-        @staticmethod
-        def _entry(root: Path, path: Path) -> dict[str, object]:
-            kind, size = ("file", path.stat().st_size) if path.is_file() else ("directory", 0)
-            return {"type": kind, "path": path.relative_to(root).as_posix(), "size": size, "oid": "0" * 40}
-
-        def _json(self, value: object) -> None:
-            self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-        def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-        do_GET = do_POST = do_HEAD = _answer  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    one = Hub(f"http://127.0.0.1:{server.server_port}")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield one
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Hub(directory, token)) as server:
+        yield server
 
 
 @contextmanager

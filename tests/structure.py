@@ -13,7 +13,7 @@ OBSERVERS = {
     "smollm.tracking.outbox": "the same",
     "smollm.tracking.tracker": "the same",
     "smollm.provenance": "describes the run to MLflow",
-    "smollm.preflight": "refuses what would take too long or too much room",
+    "smollm.preflight": "refuses what would take too long or too much room, or does not fit together",
     "smollm.progress": "prints",
     "smollm.compare": "reads finished runs",
     "smollm.tidy": "removes live states",

@@ -1,4 +1,4 @@
-"""What training would take on this machine, found out before it takes it: hours, and disk.
+"""What training would take on this machine, found out before it takes it: hours, disk, and rows of the embedding.
 
 It refuses or lets pass, and changes nothing that is computed.
 """

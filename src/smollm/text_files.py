@@ -44,7 +44,8 @@ class State:
 
 
 def check_same(before: State | None, path: Path, name: str) -> None:
-    """
+    """Refuse a file that was written to.
+
     Args:
         before: what the file was.
 
