@@ -68,6 +68,8 @@ def test_python_docs_gives_docstrings_and_readmes_under_the_keys_of_the_code(tmp
     decoder = documents["stdlib/json/decoder.py"]
     assert "raw_decode\n\nDecode a JSON document from" in decoder
     assert "import re" not in decoder
+    assert "TRLock\n\nthreading RLock" in documents["tqdm/std.py"]
+    assert "import sys" not in documents["tqdm/std.py"]
     assert documents["tqdm/README"].strip()
     assert not any("/test/" in key for key in documents)
 

@@ -13,6 +13,7 @@ from smollm.document import Document
 from smollm.errors import CorpusError
 
 _NOT_DOCUMENTATION = ("license", "licence", "copying", "notice", "authors", "contributors")
+_TESTS = frozenset({"test", "tests"})
 
 STDLIB = "stdlib"
 """Names the standard library among the packages."""
@@ -35,13 +36,13 @@ def code(packages: tuple[str, ...], not_utf8: Callable[[], object]) -> Iterator[
 
 
 def documentation(packages: tuple[str, ...], not_utf8: Callable[[], object]) -> Iterator[Document]:
-    """Docstrings of the standard library, documentation files and descriptions of the packages.
+    """Docstrings, documentation files and descriptions of `packages`, but for what is in folders of tests.
 
     A file's documentation has the key that its code has in `code`. Arguments and errors are those of `code`.
     """
     for key, path in _files(packages, (".py", ".md", ".rst", ".txt")):
-        has_docs = key.startswith(f"{STDLIB}/") if path.suffix == ".py" else _is_documentation(path)
-        if not has_docs or "/test/" in key:
+        has_docs = path.suffix == ".py" or _is_documentation(path)
+        if not has_docs or not _TESTS.isdisjoint(key.split("/")):
             continue
         text = _read(path, not_utf8)
         if text is not None:
