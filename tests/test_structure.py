@@ -16,7 +16,7 @@ STAGES = ("tokenize", "pretrain", "finetune")
 
 LAYERS = [
     {"errors"},
-    {"config", "document", "files", "journal", "progress", "provenance", "seeding", "tokens"},
+    {"config", "document", "encoding_process", "files", "journal", "progress", "provenance", "seeding", "tokens"},
     {"schedule", "throughput", "live_state", "hardware", "checkpoint", "model", "tokenizer", "batches", "optim"}
     | {"tracking", "report", "export", "describe", "packages", "text_files", "kernels", "linear_cross_entropy"},
     {"corpus", "evaluate", "generate", "fused", "step", "failure", "compare", "pipeline", "preflight"},

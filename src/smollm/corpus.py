@@ -96,8 +96,7 @@ class Source:
 
     def _stream(self, kind: str, path: Path) -> Iterable[dict[str, Any]]:
         """Rows of a table, a few at a time."""
-        from datasets import load_dataset
-
+        load_dataset = _load_dataset()
         # a cell of a CSV file is a text, whatever it looks like
         options = {"converters": {self.config.text_column: str}, "keep_default_na": False} if kind == "csv" else {}
         files = glob.escape(str(path))
@@ -139,8 +138,7 @@ class Source:
         return sorted(found)
 
     def _hub(self) -> Iterator[Document]:
-        from datasets import load_dataset  # slow to import, and not needed by the default source
-
+        load_dataset = _load_dataset()
         hub = self.config.hub
         try:
             rows = load_dataset(hub.dataset, hub.name, split=hub.split, revision=hub.revision, streaming=hub.streaming)
@@ -181,3 +179,11 @@ def _leads_nowhere(path: Path) -> bool:
 
 def _linked_parents(path: Path, workspace: Path) -> list[Path]:
     return [parent for parent in path.parents if parent.is_relative_to(workspace / "data") and parent.is_symlink()]
+
+
+def _load_dataset() -> Callable[..., Any]:
+    """The library's function; slow to import, and not needed by the default source."""
+    import datasets
+
+    datasets.config.TORCH_AVAILABLE = False  # else a stream imports torch: 200 MB, for nothing that is used here
+    return datasets.load_dataset

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-PART = 1_000_000
+PART = 64_000
 """Characters of a document that are in memory at once."""
 
 _PLACES = (re.compile(r"[^\W\d_](?=\s)"), re.compile(r"\S\n(?=[^\s/])"))

@@ -12,7 +12,10 @@ import csv
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -21,6 +24,7 @@ from tokenizers import Tokenizer
 
 from smollm.config.corpus import CorpusConfig
 from smollm.corpus import Source
+from smollm.encoding_process import EncodingProcess
 from smollm.errors import CorpusError
 from smollm.files import file_digest, write_json
 from smollm.selection import Selected, Split, Tally, select
@@ -28,8 +32,11 @@ from smollm.tokens import BY_DOCUMENT, TRAIN, VALIDATION, token_dtype, vocabular
 
 T = TypeVar("T")
 
-_BATCH = 1_000_000
-"""Characters that are encoded at once."""
+_BATCH = 250_000
+"""Characters that a process gets at once."""
+
+_MOST_PROCESSES = 16
+"""Each holds about 35 MB."""
 
 
 class _Side:
@@ -43,15 +50,15 @@ class _Side:
         self._tokens: BinaryIO = self.tokens_path.open("wb")
         self._offsets: BinaryIO = self.offsets_path.open("wb")
 
-    def write(self, ids: list[int]) -> None:
-        """Add tokens to the document that is being written."""
-        self._tokens.write(np.array(ids, dtype=self.dtype).tobytes())
-        self._length += len(ids)
+    def write(self, ids: bytes) -> None:
+        """Add tokens, in the bytes of an array, to the document that is being written."""
+        self._tokens.write(ids)
+        self._length += len(ids) // np.dtype(self.dtype).itemsize
 
     def finish(self, end: int, size: int) -> int:
         """End a document of `size` bytes with the token `end`; how many it has without that."""
         length = self._length
-        self.write([end])
+        self.write(self.dtype(end).tobytes())
         self._offsets.write(np.uint64(self.tokens).tobytes())
         self.documents += 1
         self.bytes += size
@@ -102,7 +109,7 @@ def write(
     tally = Tally()
     documents = select(source, corpus, split, tally)
     listing = directory / "documents.tsv"
-    _encode(documents, tokenizer, end, sides, listing, progress)
+    _encode(documents, tokenizer, end, dtype, sides, listing, progress)
     if not sum(side.documents for side in sides.values()):
         raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
     how = BY_DOCUMENT
@@ -135,6 +142,7 @@ def _encode(
     documents: Iterator[Selected],
     tokenizer: Tokenizer,
     end: int,
+    dtype: type[np.unsignedinteger],
     sides: dict[str, _Side],
     listing: Path,
     progress: Callable[[int], None],
@@ -143,19 +151,14 @@ def _encode(
     with listing.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["split", "bytes", "tokens", "sha256", "key"])
-        # reading, encoding and writing go on side by side
-        batches = _ahead(_batches(_parts(documents)))
-        encoded = (
-            (batch, tokenizer.encode_batch_fast([text for _, text, _ in batch], add_special_tokens=False))
-            for batch in batches
-        )
-        for batch, encodings in _ahead(encoded, 1):
-            for (one, _, is_last), encoding in zip(batch, encodings, strict=True):
-                sides[one.side].write(encoding.ids)
-                if is_last:
-                    tokens = sides[one.side].finish(end, one.document.size)
-                    rows.writerow([one.side, one.document.size, tokens, one.document.sha256, one.document.key])
-            progress(sum(len(text.encode()) for _, text, _ in batch))
+        with closing(_encoded(_ahead(_batches(_parts(documents))), tokenizer, dtype)) as encoded:
+            for batch, ids_of_parts in encoded:
+                for (one, _, is_last), ids in zip(batch, ids_of_parts, strict=True):
+                    sides[one.side].write(ids)
+                    if is_last:
+                        tokens = sides[one.side].finish(end, one.document.size)
+                        rows.writerow([one.side, one.document.size, tokens, one.document.sha256, one.document.key])
+                progress(sum(len(text.encode()) for _, text, _ in batch))
     for side in sides.values():
         side.close()
 
@@ -185,6 +188,46 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _encoded(
+    batches: Iterator[list[Part]], tokenizer: Tokenizer, dtype: type[np.unsignedinteger]
+) -> Generator[tuple[list[Part], list[bytes]], None, None]:
+    """Batches, in their order, with the ids of each part; processes encode them, one a core, started when needed."""
+    most = min(_cores(), _MOST_PROCESSES)
+    json = tokenizer.to_str()
+    free: queue.SimpleQueue[EncodingProcess] = queue.SimpleQueue()
+    started: list[EncodingProcess] = []
+
+    def encode(texts: list[str]) -> list[bytes]:
+        try:
+            process = free.get_nowait()
+        except queue.Empty:
+            process = EncodingProcess(json, np.dtype(dtype).char)
+            started.append(process)
+        encoded = process.encode(texts)
+        free.put(process)
+        return encoded
+
+    threads = ThreadPoolExecutor(most)
+    waiting: deque[tuple[list[Part], Future[list[bytes]]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, threads.submit(encode, [text for _, text, _ in batch])))
+            if len(waiting) > 2 * most:
+                done, ids = waiting.popleft()
+                yield done, ids.result()
+        for done, ids in waiting:
+            yield done, ids.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+        for process in started:
+            process.close()
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ahead(items: Iterator[T], most: int = 4) -> Iterator[T]:
