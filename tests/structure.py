@@ -17,6 +17,7 @@ OBSERVERS = {
     "smollm.progress": "prints",
     "smollm.compare": "reads finished runs",
     "smollm.tidy": "removes live states",
+    "smollm.launch": "starts processes, and says how they ended",
     "smollm.config.runtime": "says where and how; accepted numerical noise",
     "smollm.config.tracking": "says what MLflow is told",
     "smollm.config.file": "refuses a bad file as a whole; a stage's own sections are its dependencies",

@@ -164,6 +164,9 @@ def test_a_misspelt_key_is_told_its_name(tmp_path: Path) -> None:
         ("runtime.device", "tpu", "must be auto, cuda, mps, cpu"),
         ("runtime.precision", "fp8", "must be auto, bf16, fp16, fp32"),
         ("runtime.compile", "maybe", "must be auto or true or false"),
+        ("runtime.processes", 5, "must divide the 32 sequences of a pretrain step"),
+        ("runtime.processes", "many", "must be auto or a whole number"),
+        ("runtime.max_restarts", -1, "must be at least 0"),
         ("runtime.micro_batch_size", 20, "must divide the 32 sequences of a pretrain step"),
         ("runtime.micro_batch_size", "all", "must be auto or a whole number"),
         ("tracking.experiment", "", "must not be empty"),
@@ -188,6 +191,14 @@ def test_the_micro_batch_message_names_the_neighbours(tmp_path: Path) -> None:
     lines = problems(tmp_path, {"runtime.micro_batch_size": 20})
     assert lines[0] == (
         "params.yaml: runtime.micro_batch_size must divide the 32 sequences of a pretrain step, got 20; use 16 or 32"
+    )
+
+
+def test_a_micro_batch_divides_what_each_process_has_of_a_step(tmp_path: Path) -> None:
+    lines = problems(tmp_path, {"runtime.processes": 4, "runtime.micro_batch_size": 16})
+    assert lines[0] == (
+        "params.yaml: runtime.micro_batch_size must divide the 8 sequences of a pretrain step that are each process's, "
+        "got 16; use 8"
     )
 
 

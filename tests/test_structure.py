@@ -16,13 +16,24 @@ STAGES = ("tokenize", "pretrain", "finetune")
 
 LAYERS = [
     {"errors"},
-    {"config", "document", "encoding_process", "files", "journal", "progress", "provenance", "seeding", "tokens"},
+    {
+        "config",
+        "document",
+        "group",
+        "encoding_process",
+        "files",
+        "journal",
+        "progress",
+        "provenance",
+        "seeding",
+        "tokens",
+    },
     {"schedule", "throughput", "live_state", "hardware", "checkpoint", "model", "tokenizer", "batches", "optim"}
     | {"tracking", "report", "export", "describe", "packages", "text_files", "kernels", "linear_cross_entropy"},
     {"corpus", "evaluate", "generate", "fused", "step", "failure", "compare", "pipeline", "preflight"},
     {"trainer", "micro_batch", "selection", "tidy"},
-    {"training_stage", "encode"},
-    {"tokenize_stage"},
+    {"launch", "encode"},
+    {"training_stage", "tokenize_stage"},
 ]
 """From the lowest; a module imports from lower layers only."""
 

@@ -1,11 +1,15 @@
 """The errors that a user can cause and mend: each ends a stage with one line, not a traceback."""
 
+import errno
 import signal
 from typing import Any
 
 
 class PipelineError(RuntimeError):
     """Base of all errors whose message tells the user what to do."""
+
+    exit_code = 1
+    """Of the program that it ends."""
 
 
 class ConfigError(PipelineError, ValueError):
@@ -48,3 +52,15 @@ class Interrupted(PipelineError):
         name = signal.Signals(signal_number).name
         super().__init__(f"stopped by {name} after step {step}, all of it saved; `dvc repro` goes on from there")
         self.exit_code = 128 + signal_number
+
+
+def user_error(error: BaseException) -> PipelineError | None:
+    """`error`, or what it is to a user; None for a fault of the program's."""
+    if isinstance(error, PipelineError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return StorageError(
+            f"the disk must have room{where}, got {error.strerror!r}; free some, then `dvc repro` goes on"
+        )
+    return None

@@ -1,6 +1,7 @@
 """Validation loss and bits per byte on held-out text."""
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from smollm.batches import Ids
+from smollm.group import Group
 from smollm.hardware import Hardware
 from smollm.model import IGNORED, LlamaForCausalLM
 
@@ -18,6 +20,8 @@ class Validation:
     """Nats per token."""
     bits_per_byte: float
     """The same per UTF-8 byte of text: comparable across tokenizers, on one text."""
+    tokens_per_second: float
+    """Of this process, on its share."""
 
 
 def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
@@ -28,7 +32,9 @@ def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
 class Evaluator:
     """Measures a model on fixed windows of held-out tokens, `batch` of them at a time."""
 
-    def __init__(self, windows: Ids, token_bytes: NDArray[np.int64], batch: int, hardware: Hardware) -> None:
+    def __init__(
+        self, windows: Ids, token_bytes: NDArray[np.int64], batch: int, hardware: Hardware, group: Group | None = None
+    ) -> None:
         """
         Args:
             windows: (N, T+1) token ids.
@@ -36,15 +42,19 @@ class Evaluator:
             batch: windows computed at once; the training micro-batch, so that a compiled model
                 sees one shape.
             hardware: device and precision.
+            group: the processes that share the windows; this one alone, if none is given.
         """
         self.windows, self.batch, self.hardware = windows, batch, hardware
+        self.group = group or Group.alone()
         self.text_bytes = max(1, int(token_bytes[windows[:, 1:]].sum()))
 
     def __call__(self, model: LlamaForCausalLM) -> Validation:
         """Mean loss over all targets. The end-of-text targets count too, and stand for no bytes."""
         device = self.hardware.device
         total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-        for start in range(0, len(self.windows), self.batch):
+        began = time.perf_counter()
+        mine = range(self.group.rank * self.batch, len(self.windows), self.group.size * self.batch)
+        for start in mine:
             ids = torch.from_numpy(self.windows[start : start + self.batch]).to(device)
             real = ids[:, 1:].numel()
             inputs = torch.zeros(self.batch, ids.shape[1] - 1, dtype=ids.dtype, device=device)
@@ -53,6 +63,8 @@ class Evaluator:
             # under no_grad torch.compile would compile again: its training graph serves here too
             with torch.set_grad_enabled(model.fused is None), self.hardware.autocast():
                 total += model.loss(inputs, targets).detach() * real
+        self.hardware.synchronize()
+        speed = len(mine) * self.batch * self.windows[0, 1:].size / (time.perf_counter() - began)
         tokens = self.windows[:, 1:].size
-        loss = float(total) / tokens
-        return Validation(loss, bits_per_byte(loss, tokens, self.text_bytes))
+        loss = float(self.group.sum(total)) / tokens
+        return Validation(loss, bits_per_byte(loss, tokens, self.text_bytes), speed)

@@ -23,7 +23,7 @@ COMPLETE = "complete"
 @dataclass(frozen=True)
 class Record:
     kind: str
-    """step, skip, speed, validation, sample, hardware, result, complete or event."""
+    """step, skip, speed, ranks, validation, sample, hardware, result, complete or event."""
     step: int
     time: float
     """Seconds since the epoch."""

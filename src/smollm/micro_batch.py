@@ -28,17 +28,19 @@ def rehearse(
     wanted: Auto | int,
     hardware: Hardware,
     warn: Callable[[str], None],
+    processes: int = 1,
 ) -> int:
     """Compute one gradient and throw it away; return the micro-batch size that worked.
 
     Takes the kernels of `fused` where they fit, else compiles the model where `hardware` says so. Where
     kernels or compiler fail, falls back to the compiled and to the uncompiled model, with a warning.
+    A step's sequences are dealt out to so many `processes`.
 
     Raises:
         TrainingError: not even the smallest, or the wanted one, fits into memory.
     """
     most = _MOST_TOKENS[hardware.device.type]
-    sizes = candidates(batches.sequences, batches.length, most) if isinstance(wanted, Auto) else [wanted]
+    sizes = candidates(batches.sequences // processes, batches.length, most) if isinstance(wanted, Auto) else [wanted]
     if model.document_end is None and fused.fits(model.config, hardware):
         fused.fuse(model)
     elif hardware.compile:

@@ -5,6 +5,7 @@ Muon is momentum whose update is made orthogonal by a few Newton-Schulz iteratio
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.optim import AdamW
 
 from smollm.config.training import OptimizerConfig, OptimizerKind
 from smollm.errors import CheckpointError
+from smollm.group import Group
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -40,11 +42,20 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum with an orthogonal update, for matrices; same shapes are done together."""
+    """Nesterov momentum with an orthogonal update, for matrices; same shapes are done together.
+
+    Each process of a group makes its share of the updates orthogonal.
+    """
 
     def __init__(
-        self, parameters: list[nn.Parameter], config: OptimizerConfig, rate: float | Tensor, dtype: torch.dtype
+        self,
+        parameters: list[nn.Parameter],
+        config: OptimizerConfig,
+        rate: float | Tensor,
+        dtype: torch.dtype,
+        group: Group | None = None,
     ) -> None:
+        self.group = group or Group.alone()
         defaults = {"lr": rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
         self.newton_schulz_steps, self.dtype = config.newton_schulz_steps, dtype
         by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
@@ -62,7 +73,7 @@ class Muon(torch.optim.Optimizer):
             buffers = [self._momentum(p) for p in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
-            stacked = orthogonalize(torch.stack(tuple(updates)), self.newton_schulz_steps, self.dtype)
+            stacked = self._orthogonalize(updates)
             scale = 0.2 * max(parameters[0].shape) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             stacked = stacked.to(parameters[0].dtype)
@@ -70,6 +81,13 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(parameters, list(stacked.mul_(group["lr"] * -scale)))
             else:
                 torch._foreach_add_(parameters, list(stacked), alpha=-group["lr"] * scale)
+
+    def _orthogonalize(self, updates: Sequence[Tensor]) -> Tensor:
+        """The updates made orthogonal and stacked, of which each process does its share."""
+        mine = updates[self.group.share_of(len(updates))]
+        # a process without a share still has a part in the exchange
+        done = orthogonalize(torch.stack(tuple(mine or updates[:1])), self.newton_schulz_steps, self.dtype)
+        return self.group.join_shares(done[: len(mine)], len(updates))
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -82,12 +100,19 @@ class Muon(torch.optim.Optimizer):
 class Optimizer:
     """The optimizers of one model, with a state that is keyed by parameter name."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        dtype: torch.dtype = torch.float32,
+        group: Group | None = None,
+    ) -> None:
         """
         Args:
             model: on its device already.
             config: kind and settings.
             dtype: what Muon's orthogonalization computes in; states stay in float32.
+            group: the processes that share Muon's work; this one alone, if none is given.
         """
         named = dict(model.named_parameters())
         is_hidden = {name: p.ndim == 2 and ".layers." in name for name, p in named.items()}
@@ -115,7 +140,7 @@ class Optimizer:
             )
         ]
         if muon:
-            self.parts.append(Muon(list(muon.values()), config, rates[1], dtype))
+            self.parts.append(Muon(list(muon.values()), config, rates[1], dtype, group))
         self._owners = {name: (p, self.parts[-1 if name in muon else 0]) for name, p in named.items()}
 
     def set_learning_rate(self, rate: float) -> None:

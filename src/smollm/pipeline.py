@@ -1,6 +1,5 @@
 """What the three stages have in common: live state, tracking, publishing, and how they end."""
 
-import errno
 import json
 import shutil
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 from smollm import provenance
 from smollm.config.file import read_values
 from smollm.config.tracking import TrackingConfig
-from smollm.errors import Interrupted, PipelineError
+from smollm.errors import Interrupted, user_error
 from smollm.files import dvc_digest, write_json
 from smollm.journal import COMPLETE
 from smollm.live_state import LiveState, Workspace
@@ -242,15 +241,9 @@ def main(stage: Callable[[], None]) -> None:
     """Run a stage as a program: an error of the user's is one line, and the exit code is not 0."""
     try:
         stage()
-    except PipelineError as error:
-        _exit(str(error), error.exit_code if isinstance(error, Interrupted) else 1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        found = user_error(error)
+        if found is None:
             raise
-        where = f" for {error.filename}" if error.filename else ""
-        _exit(f"the disk must have room{where}, got {error.strerror!r}; free some, then `dvc repro` goes on", 1)
-
-
-def _exit(line: str, code: int) -> None:
-    print(f"\nERROR: {line}", file=sys.stderr, flush=True)
-    sys.exit(code)
+        print(f"\nERROR: {found}", file=sys.stderr, flush=True)
+        sys.exit(found.exit_code)

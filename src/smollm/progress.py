@@ -28,10 +28,12 @@ def duration(seconds: float) -> str:
 class Progress:
     """A bar over `total` units (None: unknown), or a line now and then where nobody watches a terminal."""
 
-    def __init__(self, title: str, total: int | None, initial: int = 0, unit: str = "step") -> None:
-        self.title, self.total, self.unit = title, total, unit
+    def __init__(
+        self, title: str, total: int | None, initial: int = 0, unit: str = "step", is_shown: bool = True
+    ) -> None:
+        self.title, self.total, self.unit, self.is_shown = title, total, unit, is_shown
         self.done = initial
-        self._live = sys.stderr.isatty()
+        self._live = is_shown and sys.stderr.isatty()
         self._bar = tqdm(
             total=total, initial=initial, desc=title, unit=unit, unit_scale=unit == "B", disable=not self._live
         )
@@ -45,7 +47,11 @@ class Progress:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(amount)
         now = time.monotonic()
-        if not self._live and (now - self._last_line >= _SECONDS_BETWEEN_LINES or self.done == self.total):
+        if (
+            self.is_shown
+            and not self._live
+            and (now - self._last_line >= _SECONDS_BETWEEN_LINES or self.done == self.total)
+        ):
             self._last_line = now
             values = "".join(f"  {name} {value}" for name, value in shown.items())
             if self.total is None:

@@ -5,13 +5,29 @@ replayed from then on, so that the GPU never waits for the next of a thousand ke
 host still looks at the loss between the two halves, and takes no step where it is not finite.
 """
 
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from smollm.group import Group
 from smollm.hardware import Hardware
 from smollm.model import LlamaForCausalLM
 from smollm.optim import Optimizer
+
+
+class _Loss(nn.Module):
+    """The model's loss as a module, as torch's averaging wants it."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        return self.model.loss(ids, targets)
 
 
 class Step:
@@ -25,19 +41,24 @@ class Step:
         hardware: Hardware,
         micro_batch: int,
         gradient_clip: float,
+        group: Group | None = None,
     ) -> None:
         """
         Args:
             model, optimizer: neither is given other tensors once a step was taken.
             scaler: of fp16's loss.
             hardware: device and precision.
-            micro_batch: sequences computed at once; divides those of a batch.
+            micro_batch: sequences computed at once; divides those of a process's batch.
             gradient_clip: the largest norm of the gradient that is left as it is.
+            group: the processes whose gradients are averaged; this one alone, if none is given.
         """
+        self.group = group or Group.alone()
         self.model, self.optimizer, self.scaler, self.hardware = model, optimizer, scaler, hardware
+        self._averaged = self._average() if self.group.size > 1 else None
         self.micro_batch, self.gradient_clip = micro_batch, gradient_clip
         # a graph keeps its memory to itself: the plain model's validation would take as much again
-        self._captures = hardware.captures and model.fused is not None
+        # nor is the averaging over a group captured
+        self._captures = hardware.captures and model.fused is not None and self.group.size == 1
         self._is_warm = False
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
 
@@ -48,7 +69,7 @@ class Step:
             batch: inputs and targets, (2, B, T) int64, in pinned memory if the device is a GPU.
 
         Returns:
-            On the device: the mean loss, and the gradient's norm before it is clipped; good until
+            On the device: this process's mean loss, and the whole gradient's norm before it is clipped; good until
             the next call.
         """
         if self._captures and self._is_warm and self._graphs is None:
@@ -78,14 +99,26 @@ class Step:
     def _gradient(self, batch: Tensor) -> Tensor:
         inputs, targets = (ids.split(self.micro_batch) for ids in batch)
         total = torch.zeros((), device=self.hardware.device)
-        for ids, following in zip(inputs, targets, strict=True):
-            with self.hardware.autocast():
-                loss = self.model.loss(ids, following) / len(inputs)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        for index, (ids, following) in enumerate(zip(inputs, targets, strict=True)):
+            is_last = index == len(inputs) - 1
+            with nullcontext() if is_last else self._apart():
+                with self.hardware.autocast():
+                    loss = (self._averaged or self.model.loss)(ids, following) / len(inputs)
+                self.scaler.scale(loss).backward()
             total += loss.detach()
         for part in self.optimizer.parts:
             self.scaler.unscale_(part)
         return torch.stack((total, get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])))
+
+    def _average(self) -> DistributedDataParallel:
+        """The model's loss, whose gradient is averaged over the group while it is computed."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for the buffers' part
+            return DistributedDataParallel(_Loss(self.model), broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _apart(self) -> AbstractContextManager[None]:
+        """Leave gradients with their processes: they travel once a step, with the last micro-batch."""
+        return self._averaged.no_sync() if self._averaged else nullcontext()
 
     def _update(self) -> None:
         clip_grads_with_norm_(self.model.parameters(), self.gradient_clip, self._numbers[1])

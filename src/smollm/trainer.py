@@ -27,6 +27,7 @@ from smollm.errors import CheckpointError, Interrupted, NonFinite, TrainingError
 from smollm.evaluate import Evaluator
 from smollm.failure import sequences_alone
 from smollm.generate import Sampler
+from smollm.group import Group
 from smollm.hardware import Hardware, seconds_since_start
 from smollm.journal import Journal
 from smollm.model import LlamaForCausalLM
@@ -92,19 +93,25 @@ class Trainer:
         journal: Journal,
         store: CheckpointStore,
         pretrain_evaluator: Evaluator | None = None,
+        group: Group | None = None,
     ) -> None:
         """
         Args:
             evaluator: of the stage's own held-out text.
+            journal, store: the chief's are kept; what the others write into theirs is of no use.
             pretrain_evaluator: of pretrain's, in a stage that goes on from there: what it forgets of it.
+            group: the processes that train together; this one alone, if none is given.
         """
+        self.group = group or Group.alone()
         self.plan, self.model, self.optimizer = plan, model, optimizer
         self.batches, self.evaluator, self.tokenizer = batches, evaluator, tokenizer
         self.pretrain_evaluator = pretrain_evaluator
         self.hardware, self.journal, self.store = hardware, journal, store
         scaled = hardware.precision is Precision.FP16
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=scaled)
-        self._arithmetic = Step(model, optimizer, self.scaler, hardware, evaluator.batch, plan.training.gradient_clip)
+        self._arithmetic = Step(
+            model, optimizer, self.scaler, hardware, evaluator.batch, plan.training.gradient_clip, self.group
+        )
         self._sampler = Sampler(model, tokenizer, plan.evaluation, hardware)
         self._fetched: tuple[int, Tensor] | None = None
         """A step, and its batch, read before its time."""
@@ -187,7 +194,7 @@ class Trainer:
                 self._validate()
             if last or self.done % training.sample_every_steps == 0:
                 self._sample()
-            stopped = stop.received
+            stopped = self.group.agree(stop.received or 0, max)
             if last or stopped or self.done % self.plan.checkpoint_every_steps == 0:
                 self._save()
             self.store.check()
@@ -205,7 +212,7 @@ class Trainer:
         """
         numbers = self._arithmetic.gradient(self._batch())
         self._fetch_next()
-        loss, norm = numbers.tolist()
+        loss, norm = (self.group.sum(numbers.clone()) / self.group.size).tolist()
         has_overflown = not math.isfinite(norm)
         if not math.isfinite(loss) or (has_overflown and not self.scaler.is_enabled()):
             self.optimizer.zero_grad()
@@ -213,7 +220,7 @@ class Trainer:
                 self.step + 1,
                 f"loss and gradient must be finite, got loss {loss} and gradient norm {norm} at step "
                 f"{self.step + 1}, which was not taken",
-                sequences_alone(self.model, self.batches, self.done + 1, self.hardware),
+                sequences_alone(self.model, self.batches, self.done + 1, self.hardware) if self.group.is_chief else [],
                 loss=loss,
                 gradient_norm=norm,
                 learning_rate=rate,
@@ -231,7 +238,8 @@ class Trainer:
         return batch if batch is not None and step == self.done + 1 else self._fetch(self.done + 1)
 
     def _fetch(self, step: int) -> Tensor:
-        batch = torch.from_numpy(np.stack(self.batches(step)))
+        mine = self.group.share_of(self.batches.sequences)
+        batch = torch.from_numpy(np.stack(self.batches(step))[:, mine])
         return batch.pin_memory() if self.hardware.device.type == "cuda" else batch
 
     def _fetch_next(self) -> None:
@@ -280,7 +288,7 @@ class Trainer:
         tokens_per_second = self.plan.training.tokens_per_step / seconds
         peak = peak_tflops(self.hardware.name) if self.hardware.device.type == "cuda" else None
         flops = flops_per_token(self.model.config, self.plan.training.sequence_length)
-        mfu = None if peak is None else model_flops_utilization(tokens_per_second, flops, peak)
+        mfu = None if peak is None else model_flops_utilization(tokens_per_second, flops, peak * self.group.size)
         self.journal.append(
             "speed",
             self.step,
@@ -296,6 +304,7 @@ class Trainer:
 
     def _validate(self) -> None:
         result = self.evaluator(self.model)
+        self._record_ranks(result.tokens_per_second)
         if not math.isfinite(result.loss):
             raise self._non_finite(
                 self.step, f"the validation loss must be finite, got {result.loss} after step {self.step}", []
@@ -315,6 +324,24 @@ class Trainer:
             **of_pretrain,
         )
 
+    def _record_ranks(self, speed: float) -> None:
+        """Journal how the processes of a group differ; validation, unlike a step, waits for nobody."""
+        found = self.group.gather((speed, self.hardware.peak_memory_gib()))
+        if self.group.size == 1:
+            return
+        speeds, memory = ([values[index] for values in found] for index in (0, 1))
+        busy = [rank for rank, one in enumerate(speeds) if one > 0] or [0]
+        slowest = min(busy, key=lambda rank: speeds[rank])
+        self.journal.append(
+            "ranks",
+            self.step,
+            slowest_rank=slowest,
+            slowest_tokens_per_second=speeds[slowest],
+            fastest_tokens_per_second=max(speeds),
+            least_memory_gib=min(memory),
+            most_memory_gib=max(memory),
+        )
+
     def _sample(self) -> None:
         plan = self.plan
         texts = self._sampler(key(plan.seed, "sample", plan.stage, self.step))
@@ -332,4 +359,5 @@ class Trainer:
             loss_scale=scaler.get("scale"),
             clean_steps=int(scaler.get("_growth_tracker", 0)),
         )
-        self.store.save(Checkpoint(state, self.model.weights(), self.optimizer.state()))
+        if self.group.is_chief:
+            self.store.save(Checkpoint(state, self.model.weights(), self.optimizer.state()))

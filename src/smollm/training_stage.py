@@ -1,25 +1,31 @@
 """A training stage from params to published outputs: what `pretrain` and `finetune` both are."""
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from smollm import checkpoint, export, failure, hardware, pipeline, provenance, report
+from smollm import checkpoint, export, failure, hardware, launch, pipeline, provenance, report
 from smollm.batches import Batches, Ids, validation_windows
 from smollm.checkpoint import Checkpoint, CheckpointStore
 from smollm.config.evaluation import EvaluationConfig
+from smollm.config.fields import Auto
+from smollm.config.file import near_divisors
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import RuntimeConfig
 from smollm.config.tracking import TrackingConfig
 from smollm.config.training import TrainingConfig
-from smollm.errors import CheckpointError, NonFinite
+from smollm.errors import CheckpointError, NonFinite, TrainingError
 from smollm.evaluate import Evaluator
-from smollm.files import replace_directory
+from smollm.files import dvc_digest, replace_directory
+from smollm.group import Group
+from smollm.journal import Journal
 from smollm.live_state import Workspace
 from smollm.micro_batch import rehearse
 from smollm.model import LlamaForCausalLM
@@ -50,12 +56,40 @@ class TrainingStage:
     """The stage whose checkpoint this one starts from."""
 
     def run(self) -> None:
-        """Train, publish, track.
+        """Train, publish, track; in as many processes as there are GPUs, or as the runtime says.
 
         Raises:
             PipelineError: with a line for the user.
         """
-        pipeline.run_stage(self.name, self.workspace, self.tracking, self._story, self._work, self._publish)
+        launch.run(self.name, self.runtime, self.training.sequences_per_step, self._run)
+
+    def _run(self, group: Group) -> None:
+        if group.is_chief:
+            self._lead(group)
+        else:
+            self._follow(group)
+
+    def _lead(self, group: Group) -> None:
+        """Train with the group, and keep the books."""
+        is_told = False
+
+        def work(run: StageRun) -> None:
+            nonlocal is_told
+            group.share(is_told := True)
+            if (killed := launch.starts_before()) > 0:
+                limit = self.runtime.max_restarts
+                run.log(f"a process was killed; all have started anew, for the {killed}. of {limit} times")
+            self._work(group, _Desk.of(run, self.runtime.keep_checkpoints), run)
+
+        pipeline.run_stage(self.name, self.workspace, self.tracking, self._story, work, self._publish)
+        if not is_told:
+            group.share(False)  # it was done before
+
+    def _follow(self, group: Group) -> None:
+        """Train with the group, if there is anything to do."""
+        with TemporaryDirectory() as directory:
+            if group.share(False):
+                self._work(group, _Desk.nowhere(Path(directory)))
 
     @property
     def _tokens(self) -> Path:
@@ -76,32 +110,65 @@ class TrainingStage:
         check_vocabulary(manifest["vocab_size"], self.model)
         return open_tokenizer(self.workspace.directory / "data/tokenizer/tokenizer.json"), manifest
 
-    def _work(self, run: StageRun) -> None:
-        self._failure(run).unlink(missing_ok=True)  # of an attempt before
+    def _work(self, group: Group, desk: "_Desk", run: StageRun | None = None) -> None:
+        """Train as one of `group`; `run` is the chief's."""
+        self._check_group(group)
+        if run is not None:
+            self._failure(run).unlink(missing_ok=True)  # of an attempt before
         seed_everything(self.seed)
         machine = hardware.choose(self.runtime, self.training.steps)
-        start = self._start()
-        first_step = start.state.step if start else 0
-        self._announce(run, machine, first_step)
-        store = CheckpointStore(
-            run.state.directory / "checkpoints", self.runtime.keep_checkpoints, run.state.fingerprint
-        )
-        resumed = store.newest(lambda line: run.log(line, first_step))
+        start = self._start() if group.is_chief else None
+        first_step = group.share(start.state.step if start else 0)
+        self._announce(desk, machine, first_step, group)
         limit = Preflight(
             self.name, self.model, self.training, self.runtime.max_hours, self.workspace.directory / "presets"
         )
-        limit.check_disk(store.directory, store.keep)
-        limit.check_bound(self.training.steps - (resumed.state.step - first_step if resumed else 0), machine)
-        trainer = self._build(run, machine, store, first_step)
+        resumed = desk.store.newest(lambda line: desk.log(line, first_step))
+        if group.is_chief:
+            limit.check_disk(desk.store.directory, desk.store.keep)
+            limit.check_bound(self.training.steps - (resumed.state.step - first_step if resumed else 0), machine)
+        trainer = self._build(desk, machine, first_step, group)
+        checkpoint = _shared(group, resumed or start)
+        if checkpoint:
+            trainer.restore(checkpoint)
         if resumed:
-            trainer.restore(resumed)
-            run.log(f"resumed from step {resumed.state.step}", resumed.state.step)
+            desk.log(f"resumed from step {resumed.state.step}", resumed.state.step)
         elif start:
-            trainer.restore(start)
-            run.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
-        self._train(run, trainer, limit)
+            desk.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
+        self._train(desk, trainer, limit, run)
 
-    def _build(self, run: StageRun, machine: hardware.Hardware, store: CheckpointStore, first_step: int) -> Trainer:
+    def _check_group(self, group: Group) -> None:
+        """Refuse a group that cannot share a step evenly, or whose machines are not of one mind.
+
+        Raises:
+            TrainingError: it is.
+        """
+        sequences = self.training.sequences_per_step
+        if sequences % group.size:
+            near = " or ".join(map(str, near_divisors(sequences, group.size)))
+            raise TrainingError(
+                f"{self.name}: as many processes must train as divide the {sequences} sequences of a step, got "
+                f"{group.size} on all machines together; use {near}"
+            )
+        if group.size == group.local_size:
+            return
+        # what another stage leaves behind is the chief's to read
+        own = self.workspace.stage(self.name)["deps"] if group.local_rank == 0 else []
+        inputs = {
+            path: dvc_digest(self.workspace.directory / path) for path in own if not path.startswith("checkpoints")
+        }
+        values = {**self.workspace.params(self.name), **inputs}
+        found = group.gather(values if group.local_rank == 0 else None)
+        chief = next(one for one in found[group.chief :: -1] if one is not None)
+        for rank, other in enumerate(found):
+            odd = provenance.differences(other, chief) if other is not None else []
+            if odd:
+                raise TrainingError(
+                    f"{self.name}: all machines must have the same params, code and data, got {odd[0]} where rank "
+                    f"{rank} runs, unlike rank {group.chief}; bring them to one commit and `dvc pull`"
+                )
+
+    def _build(self, desk: "_Desk", machine: hardware.Hardware, first_step: int, group: Group) -> Trainer:
         """A trainer at the stage's beginning, with the micro-batch that fits."""
         text, manifest = self._load_tokenizer()
         length = self.training.sequence_length
@@ -111,23 +178,31 @@ class TrainingStage:
         model = LlamaForCausalLM(self.model).to(machine.device)
         if self.training.mask_documents:
             model.document_end = int(manifest["end_of_text_id"])
-        optimizer = Optimizer(model, self.training.optimizer, machine.dtype)
-        micro_batch = rehearse(
-            model, batches, self.runtime.micro_batch_size, machine, lambda line: run.log(line, first_step)
-        )
-        self._note_hardware(run, machine, model.is_compiled, micro_batch, first_step)
+        optimizer = Optimizer(model, self.training.optimizer, machine.dtype, group)
+        wanted, share = self.runtime.micro_batch_size, self.training.sequences_per_step // group.size
+        if not isinstance(wanted, Auto) and share % wanted:
+            near = " or ".join(map(str, near_divisors(share, wanted)))
+            raise TrainingError(
+                f"params.yaml: runtime.micro_batch_size must divide the {share} sequences that each of {group.size} "
+                f"processes has of a {self.name} step, got {wanted}; use {near}"
+            )
+        fitting = rehearse(model, batches, wanted, machine, lambda line: desk.log(line, first_step), group.size)
+        micro_batch = group.agree(fitting, min)
+        self._note_hardware(desk, machine, model.is_compiled, micro_batch, first_step, group)
         plan = Plan(
             self.name,
-            run.state.fingerprint,
+            desk.store.fingerprint,
             self.seed,
             first_step,
             self.training,
             self.evaluation,
             self.runtime.checkpoint_every_steps,
         )
-        evaluators = [Evaluator(one, token_bytes(text), micro_batch, machine) for one in windows]
-        own, *of_pretrain = evaluators
-        return Trainer(plan, model, optimizer, batches, own, text, machine, run.state.journal, store, *of_pretrain)
+        evaluators = [Evaluator(one, token_bytes(text), micro_batch, machine, group) for one in windows]
+        own, of_pretrain = evaluators[0], evaluators[1] if len(evaluators) > 1 else None
+        return Trainer(
+            plan, model, optimizer, batches, own, text, machine, desk.journal, desk.store, of_pretrain, group
+        )
 
     def _held_out(self, stage: str) -> Ids:
         """Windows of a stage's held-out text, as long as this one's sequences."""
@@ -136,47 +211,51 @@ class TrainingStage:
         most = self.evaluation.validation_tokens
         return validation_windows(tokens, self.training.sequence_length, most, stage, self.name)
 
-    def _train(self, run: StageRun, trainer: Trainer, limit: Preflight) -> None:
+    def _train(self, desk: "_Desk", trainer: Trainer, limit: Preflight, run: StageRun | None) -> None:
         """Train, saying how long it takes, and writing down a step that fails."""
 
         def on_pace(seconds: float) -> None:
+            if run is None:
+                return
             steps = self.training.steps - trainer.done
             limit.check_pace(steps, seconds)
             took = f"about {duration(steps * seconds)}, at {1000 * seconds:,.4g} ms a step"
-            run.log(f"{steps} more steps take {took}", trainer.step)
+            desk.log(f"{steps} more steps take {took}", trainer.step)
 
-        progress = Progress(self.name, self.training.steps, trainer.done)
+        progress = Progress(self.name, self.training.steps, trainer.done, is_shown=run is not None)
         with closing(trainer.store), closing(progress), StopSignal() as stop:
             try:
                 trainer.run(stop, progress, on_pace)
             except NonFinite as error:
-                path = self._failure(run)
-                failure.write(path, error.values, trainer.batches, self._tokens, trainer.tokenizer)
-                run.artifacts["failure.json"] = path
+                if run is not None:
+                    path = self._failure(run)
+                    failure.write(path, error.values, trainer.batches, self._tokens, trainer.tokenizer)
+                    run.artifacts["failure.json"] = path
                 raise
-        speed = report.speed_metrics(run.state.journal.records())
+        if run is None:
+            return
+        speed = report.speed_metrics(desk.journal.records())
         # the last point of a curve says little of the speed of a run
-        run.state.journal.append(
-            "result", trainer.step, **{"speed/median_tokens_per_second": speed["tokens_per_second"]}
-        )
+        desk.journal.append("result", trainer.step, **{"speed/median_tokens_per_second": speed["tokens_per_second"]})
 
     def _failure(self, run: StageRun) -> Path:
         return run.reports / "failure.json"
 
-    def _announce(self, run: StageRun, machine: hardware.Hardware, first_step: int) -> None:
+    def _announce(self, desk: "_Desk", machine: hardware.Hardware, first_step: int, group: Group) -> None:
         """One line on what the stage will do."""
         tokens = self.training.steps * self.training.tokens_per_step
         petaflops = flops_per_token(self.model, self.training.sequence_length) * tokens / 1e15
-        run.log(
+        desk.log(
             f"{self.training.steps} steps (to step {first_step + self.training.steps}) of "
             f"{self.training.tokens_per_step:,} tokens, {tokens / 1e6:,.1f} M in all, {petaflops:,.3g} PFLOP; "
-            f"{parameter_count(self.model):,} parameters; {machine.name}, {machine.device.type}, "
+            f"{parameter_count(self.model):,} parameters; {f'{group.size} processes; ' if group.size > 1 else ''}"
+            f"{machine.name}, {machine.device.type}, "
             f"{machine.precision.value}, {'compiled' if machine.compile else 'not compiled'}",
             first_step,
         )
 
     def _note_hardware(
-        self, run: StageRun, machine: hardware.Hardware, compiled: bool, micro_batch: int, step: int
+        self, desk: "_Desk", machine: hardware.Hardware, compiled: bool, micro_batch: int, step: int, group: Group
     ) -> None:
         # with a mask the choice is another, and torch does not tell
         kernel = (
@@ -189,9 +268,10 @@ class TrainingStage:
                 self.training.sequence_length,
             )
         )
-        run.state.journal.append(
+        desk.journal.append(
             "hardware",
             step,
+            processes=group.size,
             device=machine.device.type,
             device_name=machine.name,
             precision=machine.precision.value,
@@ -281,3 +361,33 @@ class TrainingStage:
             for stage, side, context in uses
         ]
         return Story(params, datasets, parent.get("mlflow_run_id"), parent.get("mlflow_mark"))
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """Where a trainer writes."""
+
+    journal: Journal
+    store: CheckpointStore
+    log: Callable[[str, int], None]
+    """A line for the user and for the training log, and its step."""
+
+    @classmethod
+    def of(cls, run: StageRun, keep: int) -> "_Desk":
+        """The chief's."""
+        state = run.state
+        return cls(state.journal, CheckpointStore(state.directory / "checkpoints", keep, state.fingerprint), run.log)
+
+    @classmethod
+    def nowhere(cls, directory: Path) -> "_Desk":
+        """Another process's, in a folder that is thrown away."""
+        return cls(Journal(directory / "journal.jsonl"), CheckpointStore(directory, 1, ""), lambda *_: None)
+
+
+def _shared(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """The chief's checkpoint, in every process."""
+    state = group.share(checkpoint.state if checkpoint else None)
+    if state is None:
+        return None
+    weights = group.share_tensors(checkpoint.weights if checkpoint else {})
+    return Checkpoint(state, weights, group.share_tensors(checkpoint.moments if checkpoint else {}))

@@ -150,18 +150,28 @@ def _check_training(name: str, config: Config, problems: Problems) -> None:
         )
 
 
-def _check_micro_batch(name: str, config: Config, problems: Problems) -> None:
-    training: TrainingConfig = getattr(config, name)
-    micro, whole = config.runtime.micro_batch_size, training.sequences_per_step
-    if not isinstance(micro, Auto) and whole % micro:
-        divisors = [n for n in range(1, whole + 1) if whole % n == 0]
-        near = [*[n for n in divisors if n < micro][-1:], *[n for n in divisors if n > micro][:1]]
-        problems.add(
-            "runtime.micro_batch_size",
-            f"must divide the {whole} sequences of a {name} step",
-            micro,
-            f"use {' or '.join(map(str, near))}",
-        )
+def _check_division(name: str, config: Config, problems: Problems) -> None:
+    """A step's sequences are dealt out to the processes, and cut by each into its micro-batches."""
+    whole = getattr(config, name).sequences_per_step
+    processes, micro = config.runtime.processes, config.runtime.micro_batch_size
+    share = whole
+    if not isinstance(processes, Auto):
+        _check_divisor("runtime.processes", processes, whole, f"{whole} sequences of a {name} step", problems)
+        share = whole // processes if whole % processes == 0 else whole
+    if not isinstance(micro, Auto):
+        what = f"{share} sequences of a {name} step" + ("" if share == whole else " that are each process's")
+        _check_divisor("runtime.micro_batch_size", micro, share, what, problems)
+
+
+def _check_divisor(key: str, value: int, whole: int, what: str, problems: Problems) -> None:
+    if whole % value:
+        problems.add(key, f"must divide the {what}", value, f"use {' or '.join(map(str, near_divisors(whole, value)))}")
+
+
+def near_divisors(whole: int, value: int) -> list[int]:
+    """The largest divisor of `whole` below `value`, and the smallest above it."""
+    divisors = [n for n in range(1, whole + 1) if whole % n == 0]
+    return [*[n for n in divisors if n < value][-1:], *[n for n in divisors if n > value][:1]]
 
 
 def _check_source(name: str, config: Config, problems: Problems) -> None:
@@ -204,8 +214,8 @@ _CHECKS: tuple[tuple[Callable[[Config, Problems], None], tuple[str, ...]], ...] 
     (_check_model, ("model",)),
     (partial(_check_training, "pretrain"), ("pretrain", "model")),
     (partial(_check_training, "finetune"), ("finetune", "model")),
-    (partial(_check_micro_batch, "pretrain"), ("pretrain", "runtime")),
-    (partial(_check_micro_batch, "finetune"), ("finetune", "runtime")),
+    (partial(_check_division, "pretrain"), ("pretrain", "runtime")),
+    (partial(_check_division, "finetune"), ("finetune", "runtime")),
     (partial(_check_source, "pretrain"), ("corpus",)),
     (partial(_check_source, "finetune"), ("corpus",)),
     (_check_tokenizer, ("tokenizer", "model")),

@@ -29,6 +29,10 @@ class RuntimeConfig:
     """auto: bf16 where the device computes with it, else fp16 with loss scaling, else fp32."""
     compile: Auto | bool
     """auto: torch.compile where it works and pays: not for a few steps on a CPU."""
+    processes: Annotated[Auto | int, at_least(1)]
+    """On this machine; auto: one for each GPU, one without."""
+    max_restarts: Annotated[int, at_least(0)]
+    """How often all processes start anew when one of several was killed."""
     micro_batch_size: Annotated[Auto | int, at_least(1)]
     """Sequences computed at once; auto: the largest that fits and still pays."""
     checkpoint_every_steps: Annotated[int, at_least(1)]

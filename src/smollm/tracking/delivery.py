@@ -35,6 +35,11 @@ METRICS = {
     ("speed", "mfu"): "speed/mfu",
     ("speed", "goodput"): "speed/goodput",
     ("speed", "peak_memory_gib"): "memory/peak_gib",
+    ("ranks", "slowest_rank"): "ranks/slowest_rank",
+    ("ranks", "slowest_tokens_per_second"): "ranks/slowest_tokens_per_second",
+    ("ranks", "fastest_tokens_per_second"): "ranks/fastest_tokens_per_second",
+    ("ranks", "least_memory_gib"): "ranks/least_memory_gib",
+    ("ranks", "most_memory_gib"): "ranks/most_memory_gib",
 }
 """MLflow's name for each number of the journal; a `result` brings names of its own."""
 

@@ -1,0 +1,116 @@
+"""The processes that train one model together, and what they tell each other.
+
+Each has a rank. One of them, the chief, keeps the books: live state, checkpoints, tracking, outputs. The others
+compute and have nothing of their own on the disk. A process by itself is a group of one, and its own chief.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(minutes=30)
+"""How long one waits for the others: they may be computing, or be stuck on a node that is gone."""
+
+
+@dataclass(frozen=True)
+class Group:
+    rank: int
+    size: int
+    chief: int = 0
+    """The chief's rank."""
+    local_rank: int = 0
+    """Among those on this machine."""
+    local_size: int = 1
+
+    @classmethod
+    def alone(cls) -> "Group":
+        """A process by itself."""
+        return cls(0, 1)
+
+    @classmethod
+    def join(cls, leads: bool) -> "Group":
+        """The group of the processes that torchrun started with this one.
+
+        Args:
+            leads: whether this process could be the chief; the first of those is, or else the first of all.
+        """
+        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=_PATIENCE)
+        group = cls(distributed.get_rank(), distributed.get_world_size(), 0, local_rank, local_size)
+        leaders = group.gather(leads)
+        return replace(group, chief=leaders.index(True) if True in leaders else 0)
+
+    @property
+    def is_chief(self) -> bool:
+        return self.rank == self.chief
+
+    def leave(self) -> None:
+        if self.size > 1:
+            distributed.destroy_process_group()
+
+    def share(self, value: T) -> T:
+        """The chief's `value`, in every process."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, self.chief, device=torch.device("cpu"))
+        return values[0]
+
+    def share_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The chief's tensors, in every process; on the CPU in those that had none."""
+        if self.size == 1:
+            return tensors
+        shapes = self.share([(name, value.shape, value.dtype) for name, value in tensors.items()])
+        found = {}
+        for name, shape, dtype in shapes:
+            found[name] = tensors[name].contiguous() if self.is_chief else torch.empty(shape, dtype=dtype)
+            distributed.broadcast(found[name], self.chief)
+        return found
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's `value`, by rank, in every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def agree(self, value: int, choose: Callable[[list[int]], int]) -> int:
+        """What `choose` makes of every process's number; quicker than `gather`."""
+        if self.size == 1:
+            return choose([value])
+        found = [torch.empty((), dtype=torch.int64) for _ in range(self.size)]
+        distributed.all_gather(found, torch.tensor(value))
+        return choose([int(one) for one in found])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, elementwise; `values` are used up."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def share_of(self, items: int) -> slice:
+        """Which of `items` this process computes, in groups as even as can be."""
+        each = -(-items // self.size)
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def join_shares(self, mine: Tensor, items: int) -> Tensor:
+        """All of `items` rows, of which each process has its share of `share_of`, in every process."""
+        if self.size == 1:
+            return mine
+        each = -(-items // self.size)
+        padded = mine.new_zeros(each, *mine.shape[1:])
+        padded[: len(mine)] = mine
+        whole = mine.new_empty(each * self.size, *mine.shape[1:])
+        distributed.all_gather(list(whole.chunk(self.size)), padded)
+        return whole[:items]
