@@ -84,7 +84,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         launch.count(runtime, 32)
 
 
-def test_two_processes_train_as_one_does() -> None:
+def test_pretrain_in_two_processes_gives_the_losses_of_one(tmp_path: Path) -> None:
+    project = clone(tmp_path / "project", 1, **{"pretrain.steps": 12, "pretrain.sample_every_steps": 12})
+    project.repro("pretrain")
+    alone = losses(project)
+    project.set({"runtime.processes": 2})
+    said = project.dvc("repro", "-f", "-s", "pretrain").stdout
+    assert "; 2 processes; " in said
+    assert len(alone) == 12
+    assert losses(project) == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_both_stages_in_two_processes_are_those_of_one_and_one_run_in_mlflow() -> None:
     one, two = left_alone(1), left_alone(2)
     for stage in ("pretrain", "finetune"):
         assert losses(two, stage) == pytest.approx(losses(one, stage), rel=1e-4)
