@@ -35,16 +35,17 @@ class Group:
         return cls(0, 1)
 
     @classmethod
-    def join(cls, leads: bool) -> "Group":
+    def join(cls, leads: bool, has_gpu: bool) -> "Group":
         """The group of the processes that torchrun started with this one.
 
         Args:
             leads: whether this process could be the chief; the first of those is, or else the first of all.
+            has_gpu: whether it has a GPU of its own, that of its rank on this machine.
         """
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        if torch.cuda.is_available():
+        if has_gpu:
             torch.cuda.set_device(local_rank)
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
         distributed.init_process_group(backend, timeout=_PATIENCE)
         group = cls(distributed.get_rank(), distributed.get_world_size(), 0, local_rank, local_size)
         leaders = group.gather(leads)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import torch
 
 from smollm.config.fields import Auto
 from smollm.config.runtime import DeviceKind, RuntimeConfig
-from smollm.errors import PipelineError, TrainingError, user_error
+from smollm.errors import Interrupted, NonFinite, PipelineError, TrainingError, user_error
 from smollm.group import Group
 
 _VERDICT = "SMOLLM_VERDICT"
@@ -34,7 +35,7 @@ _MET = "met"
 _JOIN_SECONDS, _SPARE_SECONDS = 600, 20
 """How long machines wait for each other (torchrun's own figure, PET_RDZV_CONF), and how much longer for any answer."""
 
-_CHIEFS_TURN = 20.0
+_CHIEFS_TURN, _CHIEFS_LONG_TURN = 20.0, 600.0
 """Seconds in which the chief may say better what another process found as well."""
 
 
@@ -51,7 +52,7 @@ def run(stage: str, runtime: RuntimeConfig, sequences: int, work: Callable[[Grou
         PipelineError: of the work, from whatever process; or why its processes ended.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _work(work)
+        _work(runtime, work)
         return
     processes = count(runtime, sequences)
     if processes == 1 and "PET_NNODES" not in os.environ:
@@ -66,7 +67,7 @@ def count(runtime: RuntimeConfig, sequences: int) -> int:
     Raises:
         TrainingError: there are not as many GPUs as are wanted.
     """
-    is_gpu = runtime.device in (DeviceKind.AUTO, DeviceKind.CUDA) and torch.cuda.is_available()
+    is_gpu = _takes_gpus(runtime)
     gpus = torch.cuda.device_count() if is_gpu else 0
     if isinstance(runtime.processes, Auto):
         return max(n for n in range(1, max(1, gpus) + 1) if sequences % n == 0)
@@ -76,6 +77,10 @@ def count(runtime: RuntimeConfig, sequences: int) -> int:
             f"got {runtime.processes}; use auto"
         )
     return runtime.processes
+
+
+def _takes_gpus(runtime: RuntimeConfig) -> bool:
+    return runtime.device in (DeviceKind.AUTO, DeviceKind.CUDA) and torch.cuda.is_available()
 
 
 def starts_before() -> int:
@@ -98,15 +103,19 @@ def _start(stage: str, processes: int, restarts: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     # a store that outlives a start still has the addresses of killed processes, which the next would call in vain
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    arguments = [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    if "PET_NNODES" not in os.environ:
-        arguments.append("--standalone")
+    # a checkpoint is on its way to the disk when all are asked to stop
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     with tempfile.TemporaryDirectory() as directory:
+        arguments = [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", f"--log-dir={directory}"]
+        if "PET_NNODES" not in os.environ:
+            arguments.append("--standalone")
         verdict = Path(directory) / "verdict.json"
         os.environ[_VERDICT] = str(verdict)
         _give_up_waiting(stage, verdict.with_name(_MET))
         try:
             torchrun(parse_args([*arguments, "-m", f"stages.{stage}"]))  # type: ignore[no-untyped-call]
+            if verdict.exists():
+                raise _of_verdict(verdict)
         except (ChildFailedError, SignalException, RendezvousError) as error:
             if verdict.exists():
                 raise _of_verdict(verdict) from None
@@ -122,6 +131,7 @@ def _give_up_waiting(stage: str, met: Path) -> None:
         time.sleep(seconds + _SPARE_SECONDS)
         if not met.exists() and met.parent.exists():
             sys.stderr.write(f"\nERROR: {stage}: {_no_meeting('no answer')}\n")
+            shutil.rmtree(met.parent, ignore_errors=True)
             os._exit(1)
 
     threading.Thread(target=end, name="meeting", daemon=True).start()
@@ -150,7 +160,7 @@ def _no_meeting(answer: str) -> str:
     return f"the machines must be able to meet at {where} (PET_RDZV_ENDPOINT), got {answer}; is the port free and open?"
 
 
-def _work(work: Callable[[Group], None]) -> None:
+def _work(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
     """Do `work` as one of the group; its first error ends all of them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # the agent says how all of it ended
@@ -159,7 +169,7 @@ def _work(work: Callable[[Group], None]) -> None:
     try:
         # DVC keeps the outputs of the machine that it runs on
         _verdict().with_name(_MET).touch()
-        group = Group.join(leads="DVC_ROOT" in os.environ)
+        group = Group.join(leads="DVC_ROOT" in os.environ, has_gpu=_takes_gpus(runtime))
         work(group)
     except Exception as error:
         found = user_error(error)
@@ -184,7 +194,9 @@ def _verdict() -> Path:
 def _tell(error: PipelineError, group: Group | None) -> None:
     """Leave `error` to the agent to say, and have it end all of us, not start us again; then end."""
     path = _verdict()
-    deadline = time.monotonic() + _CHIEFS_TURN
+    # the chief has more to do about what all of them meet: it writes down why, or waits for the disk
+    turn = _CHIEFS_LONG_TURN if isinstance(error, Interrupted | NonFinite) else _CHIEFS_TURN
+    deadline = time.monotonic() + turn
     while group is not None and not group.is_chief and not path.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     if _VERDICT not in os.environ:
@@ -194,10 +206,12 @@ def _tell(error: PipelineError, group: Group | None) -> None:
     try:
         os.link(draft, path)
     except FileExistsError:
-        os._exit(error.exit_code)
-    if error.exit_code == 1:  # else a signal asks all of us to stop
-        os.kill(os.getppid(), signal.SIGTERM)
-    os._exit(error.exit_code)
+        pass
+    else:
+        if not isinstance(error, Interrupted):  # in which case all stop
+            os.kill(os.getppid(), signal.SIGTERM)
+    # to the agent a group that was asked to stop has not failed: it would start it anew
+    os._exit(0 if isinstance(error, Interrupted) and _VERDICT in os.environ else error.exit_code)
 
 
 def _is_of_others(error: Exception) -> bool:

@@ -45,7 +45,8 @@ def rehearse(
         fused.fuse(model)
     elif hardware.compile:
         model.compile_parts()
-    reserved = _reserve_moments(model, hardware)
+    # averaging keeps the gradient of the micro-batches before beside the one that travels
+    reserved = _reserve(model, 2 if processes == 1 else 3, hardware)
     waiting = list(sizes)
     while waiting:
         try:
@@ -77,11 +78,11 @@ def rehearse(
     )
 
 
-def _reserve_moments(model: LlamaForCausalLM, hardware: Hardware) -> list[torch.Tensor]:
-    """The memory that the optimizer's moments will take on a GPU: two numbers a weight, AdamW's."""
+def _reserve(model: LlamaForCausalLM, numbers: int, hardware: Hardware) -> list[torch.Tensor]:
+    """The memory that so many numbers a weight will take on a GPU: AdamW's two moments at least."""
     if hardware.device.type != "cuda":
         return []
-    return [torch.empty_like(weight) for weight in model.parameters() for _ in range(2)]
+    return [torch.empty_like(weight) for weight in model.parameters() for _ in range(numbers)]
 
 
 def _reserve_validation(

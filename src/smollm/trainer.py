@@ -48,7 +48,12 @@ _PACE_STEPS, _PACE_SECONDS = 20, 30.0
 class StopSignal:
     """Turns the first SIGTERM or Ctrl-C into a request to stop after the step; a second one kills."""
 
-    def __init__(self) -> None:
+    def __init__(self, second_kills: bool = True) -> None:
+        """
+        Args:
+            second_kills: not in a group, where a signal to all of it comes from its agent too.
+        """
+        self.second_kills = second_kills
         self.received: int | None = None
 
     def __enter__(self) -> "StopSignal":
@@ -61,7 +66,7 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL if self.second_kills else signal.SIG_IGN)
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,7 @@ class Trainer:
 
     def _fetch(self, step: int) -> Tensor:
         mine = self.group.share_of(self.batches.sequences)
-        batch = torch.from_numpy(np.stack(self.batches(step))[:, mine])
+        batch = torch.from_numpy(np.stack([ids[mine] for ids in self.batches(step)]))
         return batch.pin_memory() if self.hardware.device.type == "cuda" else batch
 
     def _fetch_next(self) -> None:

@@ -84,12 +84,14 @@ class TrainingStage:
         pipeline.run_stage(self.name, self.workspace, self.tracking, self._story, work, self._publish)
         if not is_told:
             group.share(False)  # it was done before
+        group.gather(None)  # nobody leaves before all is published
 
     def _follow(self, group: Group) -> None:
         """Train with the group, if there is anything to do."""
         with TemporaryDirectory() as directory:
             if group.share(False):
                 self._work(group, _Desk.nowhere(Path(directory)))
+        group.gather(None)
 
     @property
     def _tokens(self) -> Path:
@@ -117,6 +119,12 @@ class TrainingStage:
             self._failure(run).unlink(missing_ok=True)  # of an attempt before
         seed_everything(self.seed)
         machine = hardware.choose(self.runtime, self.training.steps)
+        found = group.gather(f"{machine.device.type} in {machine.precision.value}")
+        if len(set(found)) > 1:
+            raise TrainingError(
+                f"{self.name}: all processes must compute alike, got {' and '.join(sorted(set(found)))}; "
+                "set runtime.device and runtime.precision to what all machines have"
+            )
         start = self._start() if group.is_chief else None
         first_step = group.share(start.state.step if start else 0)
         self._announce(desk, machine, first_step, group)
@@ -135,6 +143,7 @@ class TrainingStage:
             desk.log(f"resumed from step {resumed.state.step}", resumed.state.step)
         elif start:
             desk.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
+        del checkpoint, resumed, start  # as large as the model and its moments
         self._train(desk, trainer, limit, run)
 
     def _check_group(self, group: Group) -> None:
@@ -223,7 +232,7 @@ class TrainingStage:
             desk.log(f"{steps} more steps take {took}", trainer.step)
 
         progress = Progress(self.name, self.training.steps, trainer.done, is_shown=run is not None)
-        with closing(trainer.store), closing(progress), StopSignal() as stop:
+        with closing(trainer.store), closing(progress), StopSignal(second_kills=trainer.group.size == 1) as stop:
             try:
                 trainer.run(stop, progress, on_pace)
             except NonFinite as error:
