@@ -24,6 +24,7 @@ from torch import Tensor, cuda, empty_like
 
 from smollm.errors import CheckpointError
 from smollm.files import disk_errors, file_digest, sync_directory, write_json
+from smollm.group import Group
 
 FORMAT = 1
 _STATE, _MODEL, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
@@ -94,6 +95,15 @@ def load(directory: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{directory}: must be a readable checkpoint, got {reason}; train again") from error
+
+
+def shared(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """The chief's checkpoint, in every process."""
+    state = group.share(checkpoint.state if checkpoint else None)
+    if state is None:
+        return None
+    weights = group.share_tensors(checkpoint.weights if checkpoint else {})
+    return Checkpoint(state, weights, group.share_tensors(checkpoint.moments if checkpoint else {}))
 
 
 def _digest(content: dict[str, object]) -> str:

@@ -1,7 +1,7 @@
 """One process or many: starts those that train together, by torchrun's agent, and ends as they do.
 
-A stage is a program that DVC starts once. With more than one GPU that process becomes the agent: it starts the stage
-again as often as needed, starts all anew when one is killed, and says in one line why they ended where they fail.
+A stage is a program that DVC starts once. Where several are to train, that process becomes the agent: it starts the
+stage again as often as needed, starts all anew when one is killed, and says in one line why they ended where they fail.
 torchrun's own settings of several machines are taken from the environment, under torchrun's names (PET_NNODES,
 PET_RDZV_ENDPOINT and so on); a process that torchrun itself started is one of the group right away.
 """
@@ -30,7 +30,7 @@ _VERDICT = "SMOLLM_VERDICT"
 """Names, for the processes, the file that the first error goes to."""
 
 _MET = "met"
-"""A file beside it: the machines have met."""
+"""A file beside it, made by the first process: the machines have met."""
 
 _JOIN_SECONDS, _SPARE_SECONDS = 600, 20
 """How long machines wait for each other (torchrun's own figure, PET_RDZV_CONF), and how much longer for any answer."""

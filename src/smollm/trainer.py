@@ -331,12 +331,12 @@ class Trainer:
 
     def _record_ranks(self, speed: float) -> None:
         """Journal how the processes of a group differ; validation, unlike a step, waits for nobody."""
-        found = self.group.gather((speed, self.hardware.peak_memory_gib()))
         if self.group.size == 1:
             return
+        found = self.group.gather((speed, self.hardware.peak_memory_gib()))
         speeds, memory = ([values[index] for values in found] for index in (0, 1))
-        busy = [rank for rank, one in enumerate(speeds) if one > 0] or [0]
-        slowest = min(busy, key=lambda rank: speeds[rank])
+        # a process without a share of the windows has no speed
+        slowest = min((rank for rank, one in enumerate(speeds) if one > 0), key=lambda rank: speeds[rank])
         self.journal.append(
             "ranks",
             self.step,

@@ -56,7 +56,7 @@ class TrainingStage:
     """The stage whose checkpoint this one starts from."""
 
     def run(self) -> None:
-        """Train, publish, track; in as many processes as there are GPUs, or as the runtime says.
+        """Train, publish, track; in as many processes as the runtime says.
 
         Raises:
             PipelineError: with a line for the user.
@@ -136,14 +136,14 @@ class TrainingStage:
             limit.check_disk(desk.store.directory, desk.store.keep)
             limit.check_bound(self.training.steps - (resumed.state.step - first_step if resumed else 0), machine)
         trainer = self._build(desk, machine, first_step, group)
-        checkpoint = _shared(group, resumed or start)
-        if checkpoint:
-            trainer.restore(checkpoint)
+        given = checkpoint.shared(group, resumed or start)
+        if given:
+            trainer.restore(given)
         if resumed:
             desk.log(f"resumed from step {resumed.state.step}", resumed.state.step)
         elif start:
             desk.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
-        del checkpoint, resumed, start  # as large as the model and its moments
+        del given, resumed, start  # as large as the model and its moments
         self._train(desk, trainer, limit, run)
 
     def _check_group(self, group: Group) -> None:
@@ -391,12 +391,3 @@ class _Desk:
     def nowhere(cls, directory: Path) -> "_Desk":
         """Another process's, in a folder that is thrown away."""
         return cls(Journal(directory / "journal.jsonl"), CheckpointStore(directory, 1, ""), lambda *_: None)
-
-
-def _shared(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
-    """The chief's checkpoint, in every process."""
-    state = group.share(checkpoint.state if checkpoint else None)
-    if state is None:
-        return None
-    weights = group.share_tensors(checkpoint.weights if checkpoint else {})
-    return Checkpoint(state, weights, group.share_tensors(checkpoint.moments if checkpoint else {}))
