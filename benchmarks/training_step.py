@@ -42,16 +42,16 @@ from tokenizers import Tokenizer, models
 from torch.nn.utils import clip_grad_norm_
 
 from smollm import hardware
+from smollm.assembly import assemble
 from smollm.batches import Batches, validation_windows
 from smollm.checkpoint import CheckpointStore
 from smollm.config.file import Config, load
 from smollm.config.runtime import Precision
 from smollm.config.training import OptimizerKind
 from smollm.evaluate import Evaluator
+from smollm.group import Group
 from smollm.journal import Journal
-from smollm.micro_batch import rehearse
 from smollm.model import LlamaForCausalLM
-from smollm.optim import Optimizer
 from smollm.throughput import flops_per_token, peak_tflops
 from smollm.trainer import Plan, Trainer
 
@@ -88,9 +88,14 @@ def with_kind(config: Config, kind: OptimizerKind) -> Config:
 
 
 def our_step(
-    config: Config, machine: hardware.Hardware, tokens: np.ndarray, directory: Path
+    config: Config, machine: hardware.Hardware, tokens: np.ndarray, directory: Path, group: Group | None = None
 ) -> Callable[[], tuple[float, float]]:
-    """The pipeline's own step, built as a stage builds it; it returns loss and gradient norm."""
+    """The pipeline's own step, built as a stage builds it; it returns loss and gradient norm.
+
+    Args:
+        group: the processes that take it together; this one alone, if none is given.
+    """
+    group = group or Group.alone()
     training = config.pretrain
     rows, length = training.sequences_per_step, training.sequence_length
     batches = Batches(tokens, rows, length, config.seed, "pretrain")
@@ -98,19 +103,18 @@ def our_step(
     tokenizer = Tokenizer(models.BPE(vocab={character: id for id, character in enumerate("abc")}, merges=[]))
     evaluation = dataclasses.replace(config.evaluation, prompts=("a",))
     torch.manual_seed(config.seed)
-    model = LlamaForCausalLM(config.model).to(machine.device)
-    optimizer = Optimizer(model, training.optimizer, machine.dtype)
-    micro_batch = rehearse(model, batches, config.runtime.micro_batch_size, machine, print)
+    model, optimizer, micro_batch = assemble(config.model, training, config.runtime, batches, 0, machine, print, group)
     trainer = Trainer(
         Plan("pretrain", "benchmark", config.seed, 0, training, evaluation, 250),
         model,
         optimizer,
         batches,
-        Evaluator(validation_windows(tokens, length, length, "pretrain"), text_bytes, micro_batch, machine),
+        Evaluator(validation_windows(tokens, length, length, "pretrain"), text_bytes, micro_batch, machine, group),
         tokenizer,
         machine,
         Journal(directory / "journal.jsonl"),
         CheckpointStore(directory / "checkpoints", 1, "benchmark"),
+        group=group,
     )
 
     def step() -> tuple[float, float]:

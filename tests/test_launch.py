@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from test_kills import last_step, resumes, wait_for_step
 from test_pipeline import runs, steps
 from workspace import Clone, environment, scratch
@@ -22,7 +23,13 @@ from smollm.config.fields import Auto
 from smollm.config.file import load
 from smollm.errors import TrainingError
 
-EVERY_STEP = {"pretrain.log_every_steps": 1, "pretrain.steps": 40, "finetune.steps": 10}
+EVERY_STEP = {
+    "pretrain.log_every_steps": 1,
+    "pretrain.steps": 40,
+    "pretrain.sequences_per_step": 12,  # for 1, 2, 3 and 4 processes
+    "finetune.steps": 10,
+}
+DIVIDED = {"runtime.shard_weights": True, "runtime.activation_checkpointing": True}
 
 
 def clone(directory: Path, processes: int, **more: object) -> Clone:
@@ -85,14 +92,15 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_pretrain_in_two_processes_gives_the_losses_of_one(tmp_path: Path) -> None:
-    project = clone(tmp_path / "project", 1, **{"pretrain.steps": 12, "pretrain.sample_every_steps": 12})
+    project = clone(tmp_path / "project", 1, **{"pretrain.steps": 10, "pretrain.sample_every_steps": 10})
     project.repro("pretrain")
     alone = losses(project)
-    project.set({"runtime.processes": 2})
-    said = project.dvc("repro", "-f", "-s", "pretrain").stdout
-    assert "; 2 processes; " in said
-    assert len(alone) == 12
-    assert losses(project) == pytest.approx(alone, rel=1e-4)
+    assert len(alone) == 10
+    for more in ({}, DIVIDED):
+        project.set({"runtime.processes": 2, **more})
+        said = project.dvc("repro", "-f", "-s", "pretrain").stdout
+        assert "; 2 processes" in said
+        assert losses(project) == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -114,9 +122,27 @@ def test_both_stages_in_two_processes_are_those_of_one_and_one_run_in_mlflow() -
 
 
 @pytest.mark.slow
-def test_three_processes_train_as_one_does() -> None:
-    """A number that divides neither the windows of validation nor the matrices of a shape."""
-    assert losses(left_alone(3)) == pytest.approx(losses(left_alone(1)), rel=1e-4)
+@pytest.mark.parametrize("processes", [3, 4])
+def test_more_processes_train_as_one_does(processes: int, tmp_path: Path) -> None:
+    """Three divide neither the windows of validation nor the matrices of a shape, nor, where weights are, their rows.
+
+    What three leave behind with divided weights, one goes on with.
+    """
+    project = clone(tmp_path / "project", processes, **(DIVIDED if processes == 3 else {}))
+    with project.start(stdout=subprocess.DEVNULL) as process:
+        wait_for_step(project, process, 12)
+        if processes == 3:
+            os.kill(agent(project), signal.SIGKILL)
+        process.wait()
+    project.set({"runtime.processes": 1})
+    assert ("resumed from step" in project.dvc("repro", "pretrain").stdout) == (processes == 3)
+    assert losses(project) == pytest.approx(losses(left_alone(1)), rel=1e-4)
+    shapes = [
+        {name: value.shape for name, value in load_file(clone.directory / "checkpoints/pretrain" / file).items()}
+        for clone in (project, left_alone(1))
+        for file in ("model.safetensors", "optimizer.safetensors")
+    ]
+    assert shapes[:2] == shapes[2:]
 
 
 @pytest.mark.slow

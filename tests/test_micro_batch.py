@@ -18,9 +18,10 @@ from smollm.config.model import ModelConfig
 from smollm.config.training import OptimizerConfig, OptimizerKind, ScheduleConfig, TrainingConfig
 from smollm.errors import TrainingError
 from smollm.evaluate import Evaluator
+from smollm.group import Group
 from smollm.hardware import Hardware
 from smollm.journal import Journal
-from smollm.micro_batch import candidates, rehearse
+from smollm.micro_batch import candidates, rehearse, rehearse_divided
 from smollm.model import Fused, LlamaForCausalLM
 from smollm.optim import Optimizer
 from smollm.progress import Progress
@@ -116,7 +117,8 @@ def test_a_size_that_does_not_fit_names_the_setting_to_lower(
         rehearse(model, make_batches(), wanted, cpu, pytest.fail)
     assert str(caught.value) == (
         f"params.yaml: runtime.micro_batch_size must fit the memory of this CPU, got {last} sequences of 16 tokens; "
-        f"lower {'it, or ' if last > 1 else ''}the stage's sequence_length, or choose a smaller model"
+        f"lower {'it, or ' if last > 1 else ''}the stage's sequence_length, set runtime.activation_checkpointing, "
+        "or choose a smaller model"
     )
 
 
@@ -234,3 +236,13 @@ def test_a_step_does_depend_on_each_of_its_sequences(model_config: ModelConfig) 
     whole = model.loss(inputs, targets).item()
     for first in range(0, SEQUENCES, 2):
         assert abs(model.loss(inputs[first : first + 2], targets[first : first + 2]).item() - whole) > 1e-3
+
+
+def test_a_model_that_is_divided_is_tried_with_one_block(
+    model_config: ModelConfig, cpu: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(model_config)
+    fail_above(model, monkeypatch, most=0)
+    chance = torch.get_rng_state()
+    assert rehearse_divided(model, make_batches(), Auto.AUTO, cpu, pytest.fail, Group(0, 2)) == 4
+    assert torch.equal(torch.get_rng_state(), chance)

@@ -263,3 +263,25 @@ def test_the_compiled_model_has_the_same_loss_and_gradients(
         assert difference(parameter.grad, gradients[name]) <= 1e-4, name
     with torch.compiler.set_stance("fail_on_recompile"):
         assert difference(model.loss(ids, targets), expected) <= 1e-4
+
+
+def test_recomputed_activations_give_the_same_gradient(model_config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(model_config)
+    inputs, targets = torch.randint(320, (2, 2, 16))
+    gradients = []
+    for recomputes in (False, True):
+        model.model.recomputes = recomputes
+        seen = 0
+
+        def count(*_: object) -> None:
+            nonlocal seen
+            seen += 1
+
+        with model.model.layers[0].register_forward_pre_hook(count):
+            model.loss(inputs, targets).backward()  # type: ignore[no-untyped-call]
+        assert seen == 1 + recomputes
+        gradients.append({name: value.grad for name, value in model.weights().items()})
+        model.zero_grad(set_to_none=True)
+    for name, value in gradients[0].items():
+        assert torch.equal(value, gradients[1][name]), name

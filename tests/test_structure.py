@@ -28,11 +28,13 @@ LAYERS = [
         "seeding",
         "tokens",
     },
-    {"schedule", "throughput", "live_state", "hardware", "checkpoint", "model", "tokenizer", "batches", "optim"}
+    {"model"},
+    {"sharding"},
+    {"schedule", "throughput", "live_state", "hardware", "checkpoint", "tokenizer", "batches", "optim"}
     | {"tracking", "report", "export", "describe", "packages", "text_files", "kernels", "linear_cross_entropy"},
     {"corpus", "evaluate", "generate", "fused", "step", "failure", "compare", "pipeline", "preflight"},
     {"trainer", "micro_batch", "selection", "tidy"},
-    {"launch", "encode"},
+    {"launch", "encode", "assembly"},
     {"training_stage", "tokenize_stage"},
 ]
 """From the lowest; a module imports from lower layers only."""

@@ -25,6 +25,7 @@ from torch import Tensor, cuda, empty_like
 from smollm.errors import CheckpointError
 from smollm.files import disk_errors, file_digest, sync_directory, write_json
 from smollm.group import Group
+from smollm.sharding import whole
 
 FORMAT = 1
 _STATE, _MODEL, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
@@ -110,14 +111,14 @@ def _digest(content: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _copy_to_host(values: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copy_to_host(values: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
     """Copies in host memory; from a GPU all at once, into pinned memory that torch keeps for the next time."""
-    copies = {
-        name: empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(
-            value.detach(), non_blocking=value.is_cuda
-        )
-        for name, value in values.items()
-    }
+    copies = {}
+    for name, value in values.items():
+        value = whole(value.detach())
+        if keeps:
+            copy = empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            copies[name] = copy.copy_(value, non_blocking=value.is_cuda)
     if any(value.is_cuda for value in values.values()):
         cuda.synchronize()
     return copies
@@ -140,15 +141,20 @@ class CheckpointStore:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, keeps: bool = True) -> None:
         """Copy `checkpoint` to host memory, and have the copy written.
+
+        Args:
+            checkpoint: where its tensors are divided, every process of the group saves it.
+            keeps: whether this process writes it, or has a part in the gathering alone.
 
         Raises:
             OSError: an earlier one could not be written.
         """
         self.wait()
-        copy = Checkpoint(checkpoint.state, _copy_to_host(checkpoint.weights), _copy_to_host(checkpoint.moments))
-        self._writing = self._writer.submit(self._write, copy)
+        weights, moments = (_copy_to_host(one, keeps) for one in (checkpoint.weights, checkpoint.moments))
+        if keeps:
+            self._writing = self._writer.submit(self._write, Checkpoint(checkpoint.state, weights, moments))
 
     def wait(self) -> None:
         """Wait until what was saved is on the disk.

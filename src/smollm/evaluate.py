@@ -53,18 +53,21 @@ class Evaluator:
         device = self.hardware.device
         total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
         began = time.perf_counter()
-        mine = range(self.group.rank * self.batch, len(self.windows), self.group.size * self.batch)
-        for start in mine:
+        turns = range(0, len(self.windows), self.group.size * self.batch)
+        for turn in turns:
+            # in the last turn there may be none left for some processes, without whom divided weights are not whole
+            start = turn + self.group.rank * self.batch
             ids = torch.from_numpy(self.windows[start : start + self.batch]).to(device)
-            real = ids[:, 1:].numel()
             inputs = torch.zeros(self.batch, ids.shape[1] - 1, dtype=ids.dtype, device=device)
             targets = torch.full_like(inputs, IGNORED)
             inputs[: len(ids)], targets[: len(ids)] = ids[:, :-1], ids[:, 1:]
             # under no_grad torch.compile would compile again: its training graph serves here too
             with torch.set_grad_enabled(model.fused is None), self.hardware.autocast():
-                total += model.loss(inputs, targets).detach() * real
+                loss = model.loss(inputs, targets).detach()
+            if len(ids):
+                total += loss * ids[:, 1:].numel()
         self.hardware.synchronize()
-        speed = len(mine) * self.batch * self.windows[0, 1:].size / (time.perf_counter() - began)
+        speed = len(turns) * self.batch * self.windows[0, 1:].size / (time.perf_counter() - began)
         tokens = self.windows[:, 1:].size
-        loss = float(self.group.sum(total)) / tokens
-        return Validation(loss, bits_per_byte(loss, tokens, self.text_bytes), speed)
+        mean = float(self.group.sum(total)) / tokens
+        return Validation(mean, bits_per_byte(mean, tokens, self.text_bytes), speed)

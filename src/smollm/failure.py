@@ -13,6 +13,7 @@ from smollm.batches import Batches
 from smollm.files import write_json
 from smollm.hardware import Hardware
 from smollm.model import LlamaForCausalLM
+from smollm.sharding import whole
 from smollm.tokens import TRAIN, documents_of
 
 
@@ -23,14 +24,14 @@ def sequences_alone(model: LlamaForCausalLM, batches: Batches, step: int, hardwa
     """
     found: list[dict[str, Any]] = []
     inputs, targets = batches(step)
-    with torch.compiler.set_stance("force_eager"):
+    with model.uncompiled():
         for row, start in enumerate(batches.starts(step)):
             model.zero_grad(set_to_none=True)
             ids, following = (torch.tensor(array[row : row + 1]).to(hardware.device) for array in (inputs, targets))
             with hardware.autocast():
                 loss = model.loss(ids, following)
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            norm = whole(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
             found.append({"first_token": start, "loss": loss.item(), "gradient_norm": norm.item()})
     model.zero_grad(set_to_none=True)
     return found

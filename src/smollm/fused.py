@@ -13,7 +13,7 @@ import os
 import shutil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from smollm.config.model import ModelConfig
@@ -71,31 +71,34 @@ def hidden_states(model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache | N
     cos, sin = body.cos[where], body.sin[where]
     x = functional.embedding(ids.flatten(), body.embed_tokens.weight)  # (R, H)
     branch = None
-    weights = iter(half_weights(model))
     for index, layer in enumerate(body.layers):
+        inner, outer, gated, down = half_weights(layer)
         x, normed = AddNorm.apply(x, branch, layer.get_parameter("input_layernorm.weight"), config.rms_norm_eps)
-        query, key, value = RotatedHeads.apply(normed, next(weights), cos, sin, batch, heads)
+        query, key, value = RotatedHeads.apply(normed, inner, cos, sin, batch, heads)
         if cache:
             key, value = cache.extend(index, where, key, value)
         mixed = functional.scaled_dot_product_attention(
             query, key, value, mask, is_causal=cache is None, enable_gqa=heads[0] != heads[1]
         )  # (B, N, T, D)
-        branch = functional.linear(mixed.transpose(1, 2).reshape(batch * time, -1), next(weights))
+        branch = functional.linear(mixed.transpose(1, 2).reshape(batch * time, -1), outer)
         x, normed = AddNorm.apply(
             x, branch, layer.get_parameter("post_attention_layernorm.weight"), config.rms_norm_eps
         )
-        branch = GatedMLP.apply(normed, next(weights), next(weights))
+        branch = GatedMLP.apply(normed, gated, down)
     if cache:
         cache.length += time
     _, normed = AddNorm.apply(x, branch, body.norm.weight, config.rms_norm_eps)
     return normed
 
 
-def half_weights(model: LlamaForCausalLM) -> tuple[Tensor, ...]:
-    """For each block, in bfloat16: queries, keys and values; attention's output; gate and up; down."""
+def half_weights(block: nn.Module) -> tuple[Tensor, ...]:
+    """A block's, in bfloat16: queries, keys and values; attention's output; gate and up; down.
+
+    One block's at a time, so that its gradient is there, and on its way to other processes, while the blocks below
+    compute theirs.
+    """
     from smollm.kernels import HalfWeights
 
-    blocks = model.model.layers
-    weights = [block.get_parameter(f"{name}.weight") for block in blocks for group in _GROUPS for name in group]
-    packed: tuple[Tensor, ...] = HalfWeights.apply([len(group) for group in _GROUPS] * len(blocks), *weights)
+    weights = [block.get_parameter(f"{name}.weight") for group in _GROUPS for name in group]
+    packed: tuple[Tensor, ...] = HalfWeights.apply([len(group) for group in _GROUPS], *weights)
     return packed

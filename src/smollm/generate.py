@@ -51,7 +51,7 @@ class Sampler:
     @torch.no_grad()
     def __call__(self, seed: int) -> list[str]:
         """A text for each prompt; the same seed gives the same texts."""
-        if self._graph is None and self.hardware.captures:
+        if self._graph is None and self.hardware.captures and not self.model.is_divided:
             self._graph = self._capture()
         self._rewind()
         self._chance.manual_seed(seed)
@@ -70,7 +70,8 @@ class Sampler:
     def _advance(self) -> None:
         """Compute one position, and write down the ids of the next."""
         here = self._cache.length.view(1)
-        logits = self.model(self._ids.index_select(1, here), self._cache)[:, -1, : self._known].float()  # (B, V)
+        with self.model.uncompiled():  # one position is not worth compiling for
+            logits = self.model(self._ids.index_select(1, here), self._cache)[:, -1, : self._known].float()  # (B, V)
         sampled = sample(logits, self.evaluation.temperature, self.evaluation.top_k, self._chance)
         # `here` has moved on
         following = torch.where(self._given.index_select(1, here), self._ids.index_select(1, here), sampled)

@@ -249,7 +249,7 @@ class GatedMLP(Function):
 
 
 class HalfWeights(Function):
-    """bfloat16 copies of all hidden matrices, those of one product one below the other, made in a few kernels."""
+    """bfloat16 copies of matrices, those of one product one below the other, made in a few kernels."""
 
     @staticmethod
     def forward(ctx: Any, groups: list[int], *weights: Tensor) -> tuple[Tensor, ...]:

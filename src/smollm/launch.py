@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from smollm.config.fields import Auto
@@ -34,6 +35,12 @@ _MET = "met"
 
 _JOIN_SECONDS, _SPARE_SECONDS = 600, 20
 """How long machines wait for each other (torchrun's own figure, PET_RDZV_CONF), and how much longer for any answer."""
+
+_GRACE_SECONDS = 5
+"""How long a process lives on when another of its machine has died."""
+
+_done = threading.Event()
+"""Set when this process needs the others no longer."""
 
 _CHIEFS_TURN, _CHIEFS_LONG_TURN = 20.0, 600.0
 """Seconds in which the chief may say better what another process found as well."""
@@ -71,6 +78,12 @@ def count(runtime: RuntimeConfig, sequences: int) -> int:
     gpus = torch.cuda.device_count() if is_gpu else 0
     if isinstance(runtime.processes, Auto):
         return max(n for n in range(1, max(1, gpus) + 1) if sequences % n == 0)
+    has_apple = runtime.device in (DeviceKind.AUTO, DeviceKind.MPS) and torch.backends.mps.is_available()
+    if runtime.processes > 1 and has_apple:
+        raise TrainingError(
+            f"params.yaml: runtime.processes must be 1 on a Mac's GPU, got {runtime.processes}; or set runtime.device "
+            "to cpu"
+        )
     if is_gpu and runtime.processes > gpus:
         raise TrainingError(
             f"params.yaml: runtime.processes must be at most the {gpus} GPUs of this machine, "
@@ -170,6 +183,7 @@ def _work(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
         # DVC keeps the outputs of the machine that it runs on
         _verdict().with_name(_MET).touch()
         group = Group.join(leads="DVC_ROOT" in os.environ, has_gpu=_takes_gpus(runtime))
+        _end_without(group)
         work(group)
     except Exception as error:
         found = user_error(error)
@@ -179,6 +193,7 @@ def _work(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
             raise
         _tell(found, group)
     else:
+        _done.set()
         group.leave()
 
 
@@ -193,6 +208,7 @@ def _verdict() -> Path:
 
 def _tell(error: PipelineError, group: Group | None) -> None:
     """Leave `error` to the agent to say, and have it end all of us, not start us again; then end."""
+    _done.set()
     path = _verdict()
     # the chief has more to do about what all of them meet: it writes down why, or waits for the disk
     turn = _CHIEFS_LONG_TURN if isinstance(error, Interrupted | NonFinite) else _CHIEFS_TURN
@@ -235,3 +251,16 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="agent", daemon=True).start()
+
+
+def _end_without(group: Group) -> None:
+    """End this process soon after another of the machine has: GPUs wait for one that is gone, and hear no signal."""
+    others = group.gather(os.getpid())[group.rank - group.local_rank :][: group.local_size]
+
+    def watch() -> None:
+        while all(map(psutil.pid_exists, others)):
+            time.sleep(0.5)
+        if not _done.wait(_GRACE_SECONDS):
+            os._exit(1)
+
+    threading.Thread(target=watch, name="others", daemon=True).start()

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -9,6 +10,7 @@ from smollm import fused
 from smollm.batches import Batches
 from smollm.config.fields import Auto
 from smollm.errors import TrainingError
+from smollm.group import Group
 from smollm.hardware import Hardware
 from smollm.model import LlamaForCausalLM
 
@@ -41,7 +43,8 @@ def rehearse(
     """
     most = _MOST_TOKENS[hardware.device.type]
     sizes = candidates(batches.sequences // processes, batches.length, most) if isinstance(wanted, Auto) else [wanted]
-    if model.document_end is None and fused.fits(model.config, hardware):
+    is_usual = model.document_end is None and not model.model.recomputes and not model.is_divided
+    if is_usual and fused.fits(model.config, hardware):
         fused.fuse(model)
     elif hardware.compile:
         model.compile_parts()
@@ -71,10 +74,69 @@ def rehearse(
         gc.collect()
         if hardware.device.type == "cuda":
             torch.cuda.empty_cache()
-    raise TrainingError(
-        f"params.yaml: runtime.micro_batch_size must fit the memory of {hardware.name}, got {sizes[-1]} sequences of "
-        f"{batches.length} tokens; lower {'it, or ' if sizes[-1] > 1 else ''}the stage's sequence_length, or choose a "
-        "smaller model"
+    raise _too_large(hardware, sizes[-1], batches.length)
+
+
+def rehearse_divided(
+    model: LlamaForCausalLM,
+    batches: Batches,
+    wanted: Auto | int,
+    hardware: Hardware,
+    warn: Callable[[str], None],
+    group: Group,
+) -> int:
+    """As `rehearse`, for a model that is about to be divided among the processes of `group`.
+
+    Nothing is tried with the whole model, where one process that fails would leave the others waiting: what it will
+    need is reckoned from what models of one and of two blocks take.
+
+    Raises:
+        TrainingError: not even the smallest, or the wanted one, fits into memory.
+    """
+    one, two = (_shallow(model, layers, hardware) for layers in (1, 2))
+    most = rehearse(one, batches, wanted, hardware, warn, group.size)
+    if one.is_compiled:
+        model.compile_parts()
+        two.compile_parts()
+    if hardware.device.type != "cuda":
+        return most
+    everything, shallow, deeper = (4 * sum(weight.numel() for weight in m.parameters()) for m in (model, one, two))
+    block, share = deeper - shallow, batches.sequences // group.size
+    free = 0.95 * torch.cuda.mem_get_info()[0]
+    sizes = candidates(most, batches.length, most * batches.length) if isinstance(wanted, Auto) else [most]
+    for size in sizes:
+        first, second = (_growth(twin, batches, size, hardware) for twin in (one, two))
+        activations = first + (second - first - block) * (model.config.num_hidden_layers - 1)
+        # weights, gradients and two moments; what is gathered: weights of two blocks and of the head, gradients of
+        # two blocks, or of all while there are several micro-batches
+        divided, gathered = 4 * everything / group.size, shallow + block + (everything if size < share else block)
+        if group.agree(int(divided + gathered + activations <= free), min):
+            return size
+    raise _too_large(hardware, sizes[-1], batches.length)
+
+
+def _shallow(model: LlamaForCausalLM, layers: int, hardware: Hardware) -> LlamaForCausalLM:
+    """A model like this with so few layers."""
+    with torch.random.fork_rng(devices=[]):
+        made = LlamaForCausalLM(replace(model.config, num_hidden_layers=layers)).to(hardware.device)
+    made.document_end, made.model.recomputes, made.is_divided = model.document_end, model.model.recomputes, True
+    return made
+
+
+def _growth(model: LlamaForCausalLM, batches: Batches, size: int, hardware: Hardware) -> int:
+    """Bytes that a gradient takes beside the weights: itself, and the activations."""
+    _try(model, batches, size, hardware)  # compiles
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    _try(model, batches, size, hardware)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _too_large(hardware: Hardware, size: int, length: int) -> TrainingError:
+    return TrainingError(
+        f"params.yaml: runtime.micro_batch_size must fit the memory of {hardware.name}, got {size} sequences of "
+        f"{length} tokens; lower {'it, or ' if size > 1 else ''}the stage's sequence_length, set "
+        "runtime.activation_checkpointing, or choose a smaller model"
     )
 
 

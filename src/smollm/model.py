@@ -8,11 +8,13 @@ V vocabulary.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from smollm.config.model import ModelConfig
 
@@ -174,6 +176,8 @@ class LlamaModel(nn.Module):
         cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.recomputes = False
+        """Whether a block's activations are computed again for the gradient, not kept (arXiv:1604.06174)."""
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, H) of `ids` (B, T), each of which looks at those before it, or as `mask` says."""
@@ -182,13 +186,15 @@ class LlamaModel(nn.Module):
         if cache is None:
             cos, sin = self.cos[:time], self.sin[:time]
             for layer in self.layers:
-                x = layer(x, cos, sin, None, mask)
+                if self.recomputes:
+                    x = checkpoint(layer, x, cos, sin, None, mask, use_reentrant=False)
+                else:
+                    x = layer(x, cos, sin, None, mask)
             return x
         where, mask = cache.next(time)
         cos, sin = self.cos[where], self.sin[where]
         for index, layer in enumerate(self.layers):
-            # a layer's own forward: it is not worth compiling again for one position
-            x = layer.forward(x, cos, sin, (cache, index, where, mask))
+            x = layer(x, cos, sin, (cache, index, where, mask))
         cache.length += time
         return x
 
@@ -222,6 +228,8 @@ class LlamaForCausalLM(nn.Module):
         """The id that ends a document; where set, tokens attend to their own document alone (not while sampling)."""
         self._head = self._head_loss
         self.is_compiled = False
+        self.is_divided = False
+        """Whether each process of a group has some rows of the weights."""
         self.fused: Fused | None = None
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
@@ -262,6 +270,11 @@ class LlamaForCausalLM(nn.Module):
             layer.compile(fullgraph=True, dynamic=False)
         self._head = torch.compile(self._head_loss, fullgraph=True, dynamic=False)
         self.is_compiled = True
+
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """Compute without what was compiled, for shapes that come seldom."""
+        is_plain = self.fused or not self.is_compiled
+        return nullcontext() if is_plain else torch.compiler.set_stance("force_eager")
 
     def forget_compilation(self) -> None:
         """Go back to the uncompiled model."""

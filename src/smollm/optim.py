@@ -14,6 +14,7 @@ from torch.optim import AdamW
 from smollm.config.training import OptimizerConfig, OptimizerKind
 from smollm.errors import CheckpointError
 from smollm.group import Group
+from smollm.sharding import divided_like, is_divided, own_rows
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -67,14 +68,15 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the parameters from their gradients, which are left as they are."""
         for group in self.param_groups:
-            parameters: list[Tensor] = group["params"]
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            first = group["params"][0]
+            parameters = [own_rows(p) for p in group["params"]]
+            gradients = [own_rows(p.grad) for p in group["params"] if p.grad is not None]
             assert len(gradients) == len(parameters), "every matrix has a gradient"
-            buffers = [self._momentum(p) for p in parameters]
+            buffers = [own_rows(self._momentum(p)) for p in group["params"]]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
-            stacked = self._orthogonalize(updates)
-            scale = 0.2 * max(parameters[0].shape) ** 0.5
+            stacked = self._orthogonalize(updates, len(first) if is_divided(first) else None)
+            scale = 0.2 * max(first.shape) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             stacked = stacked.to(parameters[0].dtype)
             if isinstance(group["lr"], Tensor):  # no operation takes it as its factor
@@ -82,8 +84,17 @@ class Muon(torch.optim.Optimizer):
             else:
                 torch._foreach_add_(parameters, list(stacked), alpha=-group["lr"] * scale)
 
-    def _orthogonalize(self, updates: Sequence[Tensor]) -> Tensor:
-        """The updates made orthogonal and stacked, of which each process does its share."""
+    def _orthogonalize(self, updates: Sequence[Tensor], rows: int | None) -> Tensor:
+        """The updates made orthogonal and stacked, of which each process does its share.
+
+        Args:
+            updates: (rows, columns) each.
+            rows: of the whole matrices, where this process has some of them only.
+        """
+        if rows is not None:
+            owned = self.group.to_owners(torch.stack(tuple(updates)).to(self.dtype), rows)
+            done = orthogonalize(owned, self.newton_schulz_steps, self.dtype)
+            return self.group.from_owners(done, len(updates), len(updates[0]))
         mine = updates[self.group.share_of(len(updates))]
         # a process without a share still has a part in the exchange
         done = orthogonalize(torch.stack(tuple(mine or updates[:1])), self.newton_schulz_steps, self.dtype)
@@ -120,11 +131,12 @@ class Optimizer:
         rest = {name: p for name, p in named.items() if name not in muon}
         self.kind = config.kind
         is_cuda = all(parameter.is_cuda for parameter in named.values())
+        is_captured = is_cuda and not any(map(is_divided, named.values()))
         # on the device, so that a step that was captured there can be replayed with another one
         peaks = [config.embedding_lr, config.lr] if muon else [config.lr]
         self._shares = [peak / config.lr for peak in peaks]
         """Each part's rate, as a share of the matrices'."""
-        self._rates = [torch.tensor(peak, device="cuda") for peak in peaks] if is_cuda else None
+        self._rates = [torch.tensor(peak, device="cuda") for peak in peaks] if is_captured else None
         rates: list[float] | list[Tensor] = peaks if self._rates is None else self._rates
         self.parts: list[torch.optim.Optimizer] = [
             AdamW(
@@ -136,7 +148,7 @@ class Optimizer:
                 betas=config.betas,
                 eps=config.eps,
                 fused=True,
-                capturable=is_cuda,
+                capturable=is_captured,
             )
         ]
         if muon:
@@ -158,7 +170,7 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """All moments, as ``<parameter name>.<moment>``, on the parameters' device."""
+        """All moments, as ``<parameter name>.<moment>``, on the parameters' device and divided as they are."""
         return {
             f"{name}.{moment}": value
             for name, (parameter, part) in self._owners.items()
@@ -181,7 +193,7 @@ class Optimizer:
         for name, (parameter, part) in self._owners.items():
             part.state[parameter] = {
                 # the fused kernels want even "step" on the parameter's device
-                moment: state[f"{name}.{moment}"].to(parameter.device, copy=True)
+                moment: divided_like(state[f"{name}.{moment}"], parameter)
                 for moment in _moments(part)
             }
 

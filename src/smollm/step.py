@@ -1,12 +1,14 @@
 """The arithmetic of one optimizer step: the gradient of a whole batch, clipping, the update.
 
-With the kernels of `fused` both halves are captured as CUDA graphs at a process's second step and
-replayed from then on, so that the GPU never waits for the next of a thousand kernels to be asked for. The
-host still looks at the loss between the two halves, and takes no step where it is not finite.
+With the kernels of `fused` both halves are captured as CUDA graphs at a process's second step
+(its twelfth where gradients are averaged over a group) and replayed from then on, so that the GPU never waits
+for the next of a thousand kernels to be asked for. The host still looks at the loss between the two halves,
+and takes no step where it is not finite.
 """
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,10 @@ from smollm.group import Group
 from smollm.hardware import Hardware
 from smollm.model import LlamaForCausalLM
 from smollm.optim import Optimizer
+from smollm.sharding import whole
+
+_AVERAGED_WARM_UPS = 11
+"""Steps after which DistributedDataParallel has settled where gradients travel, and no longer takes its own times."""
 
 
 class _Loss(nn.Module):
@@ -54,12 +60,11 @@ class Step:
         """
         self.group = group or Group.alone()
         self.model, self.optimizer, self.scaler, self.hardware = model, optimizer, scaler, hardware
-        self._averaged = self._average() if self.group.size > 1 else None
         self.micro_batch, self.gradient_clip = micro_batch, gradient_clip
         # a graph keeps its memory to itself: the plain model's validation would take as much again
-        # nor is the averaging over a group captured
-        self._captures = hardware.captures and model.fused is not None and self.group.size == 1
-        self._is_warm = False
+        self._captures = hardware.captures and model.fused is not None
+        self._averaged = self._average() if self.group.size > 1 and not model.is_divided else None
+        self._warm_ups = 1 if self._averaged is None else _AVERAGED_WARM_UPS
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
 
     def gradient(self, batch: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ class Step:
             On the device: this process's mean loss, and the whole gradient's norm before it is clipped; good until
             the next call.
         """
-        if self._captures and self._is_warm and self._graphs is None:
+        if self._captures and self._warm_ups == 0 and self._graphs is None:
             self._capture(batch)
         if self._graphs is None:
             self._numbers = self._gradient(batch.to(self.hardware.device, non_blocking=True))
@@ -92,7 +97,7 @@ class Step:
                 self._update()
             self.scaler.update()
             self.optimizer.zero_grad()
-            self._is_warm = True
+            self._warm_ups = max(0, self._warm_ups - 1)
         else:
             self._graphs[1].replay()  # the next gradient overwrites this one
 
@@ -100,25 +105,31 @@ class Step:
         inputs, targets = (ids.split(self.micro_batch) for ids in batch)
         total = torch.zeros((), device=self.hardware.device)
         for index, (ids, following) in enumerate(zip(inputs, targets, strict=True)):
-            is_last = index == len(inputs) - 1
-            with nullcontext() if is_last else self._apart():
+            with self._apart(index < len(inputs) - 1):
                 with self.hardware.autocast():
                     loss = (self._averaged or self.model.loss)(ids, following) / len(inputs)
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         for part in self.optimizer.parts:
             self.scaler.unscale_(part)
-        return torch.stack((total, get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])))
+        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return torch.stack((total, whole(norm)))
 
     def _average(self) -> DistributedDataParallel:
         """The model's loss, whose gradient is averaged over the group while it is computed."""
-        with warnings.catch_warnings():
+        if self.model.is_compiled and not self.model.fused:
+            torch._dynamo.config.optimize_ddp = False  # it would cut up parts that are small enough
+        # where it is made its gradients are collected; a step is never captured on the default stream
+        stream = torch.cuda.Stream() if self._captures else None  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings(), torch.cuda.stream(stream):
             warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for the buffers' part
             return DistributedDataParallel(_Loss(self.model), broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def _apart(self) -> AbstractContextManager[None]:
-        """Leave gradients with their processes: they travel once a step, with the last micro-batch."""
-        return self._averaged.no_sync() if self._averaged else nullcontext()
+    def _apart(self, stay: bool) -> AbstractContextManager[None]:
+        """Leave gradients with their processes while they `stay`: they travel with the last micro-batch of a step."""
+        if self.model.is_divided:
+            cast(Any, self.model).set_requires_gradient_sync(not stay)
+        return self._averaged.no_sync() if stay and self._averaged else nullcontext()
 
     def _update(self) -> None:
         clip_grads_with_norm_(self.model.parameters(), self.gradient_clip, self._numbers[1])

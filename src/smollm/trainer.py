@@ -35,6 +35,7 @@ from smollm.optim import Optimizer
 from smollm.progress import Progress
 from smollm.schedule import learning_rate
 from smollm.seeding import key
+from smollm.sharding import divided_like, whole
 from smollm.step import Step
 from smollm.throughput import flops_per_token, model_flops_utilization, peak_tflops
 
@@ -150,7 +151,7 @@ class Trainer:
             )
         with torch.no_grad():
             for name, value in checkpoint.weights.items():
-                weights[name].copy_(value)
+                weights[name].copy_(divided_like(value, weights[name]))
         self.optimizer.load_state(checkpoint.moments)
         state = checkpoint.state
         self.done = state.step - self.plan.first_step
@@ -225,7 +226,7 @@ class Trainer:
                 self.step + 1,
                 f"loss and gradient must be finite, got loss {loss} and gradient norm {norm} at step "
                 f"{self.step + 1}, which was not taken",
-                sequences_alone(self.model, self.batches, self.done + 1, self.hardware) if self.group.is_chief else [],
+                sequences_alone(self.model, self.batches, self.done + 1, self.hardware),
                 loss=loss,
                 gradient_norm=norm,
                 learning_rate=rate,
@@ -335,8 +336,7 @@ class Trainer:
             return
         found = self.group.gather((speed, self.hardware.peak_memory_gib()))
         speeds, memory = ([values[index] for values in found] for index in (0, 1))
-        # a process without a share of the windows has no speed
-        slowest = min((rank for rank, one in enumerate(speeds) if one > 0), key=lambda rank: speeds[rank])
+        slowest = min(range(self.group.size), key=lambda rank: speeds[rank])
         self.journal.append(
             "ranks",
             self.step,
@@ -353,7 +353,7 @@ class Trainer:
         self.journal.append("sample", self.step, prompts=list(plan.evaluation.prompts), texts=texts)
 
     def _save(self) -> None:
-        if not torch.isfinite(get_total_norm(self.model.parameters())):
+        if not torch.isfinite(whole(get_total_norm(self.model.parameters()))):
             raise self._non_finite(self.step, f"all weights must be finite, got others after step {self.step}", [])
         self.journal.sync()
         scaler = self.scaler.state_dict()
@@ -364,5 +364,4 @@ class Trainer:
             loss_scale=scaler.get("scale"),
             clean_steps=int(scaler.get("_growth_tracker", 0)),
         )
-        if self.group.is_chief:
-            self.store.save(Checkpoint(state, self.model.weights(), self.optimizer.state()))
+        self.store.save(Checkpoint(state, self.model.weights(), self.optimizer.state()), self.group.is_chief)

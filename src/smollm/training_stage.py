@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 
 from smollm import checkpoint, export, failure, hardware, launch, pipeline, provenance, report
+from smollm.assembly import assemble
 from smollm.batches import Batches, Ids, validation_windows
 from smollm.checkpoint import Checkpoint, CheckpointStore
 from smollm.config.evaluation import EvaluationConfig
-from smollm.config.fields import Auto
 from smollm.config.file import near_divisors
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import RuntimeConfig
@@ -27,9 +27,6 @@ from smollm.files import dvc_digest, replace_directory
 from smollm.group import Group
 from smollm.journal import Journal
 from smollm.live_state import Workspace
-from smollm.micro_batch import rehearse
-from smollm.model import LlamaForCausalLM
-from smollm.optim import Optimizer
 from smollm.pipeline import StageRun, Story
 from smollm.preflight import Preflight, check_vocabulary
 from smollm.progress import Progress, duration, say
@@ -184,19 +181,14 @@ class TrainingStage:
         tokens = open_tokens(self._tokens / f"{TRAIN}.bin", manifest["dtype"])
         batches = Batches(tokens, self.training.sequences_per_step, length, self.seed, self.name)
         windows = [self._held_out(stage) for stage in (self.name, self.continues) if stage]
-        model = LlamaForCausalLM(self.model).to(machine.device)
-        if self.training.mask_documents:
-            model.document_end = int(manifest["end_of_text_id"])
-        optimizer = Optimizer(model, self.training.optimizer, machine.dtype, group)
-        wanted, share = self.runtime.micro_batch_size, self.training.sequences_per_step // group.size
-        if not isinstance(wanted, Auto) and share % wanted:
-            near = " or ".join(map(str, near_divisors(share, wanted)))
-            raise TrainingError(
-                f"params.yaml: runtime.micro_batch_size must divide the {share} sequences that each of {group.size} "
-                f"processes has of a {self.name} step, got {wanted}; use {near}"
-            )
-        fitting = rehearse(model, batches, wanted, machine, lambda line: desk.log(line, first_step), group.size)
-        micro_batch = group.agree(fitting, min)
+
+        def warn(line: str) -> None:
+            desk.log(line, first_step)
+
+        end = int(manifest["end_of_text_id"])
+        model, optimizer, micro_batch = assemble(
+            self.model, self.training, self.runtime, batches, end, machine, warn, group
+        )
         self._note_hardware(desk, machine, model.is_compiled, micro_batch, first_step, group)
         plan = Plan(
             self.name,

@@ -33,6 +33,10 @@ class RuntimeConfig:
     """On this machine; auto: one for each GPU, one without."""
     max_restarts: Annotated[int, at_least(0)]
     """How often all processes start anew when one of several was killed."""
+    shard_weights: bool
+    """Several processes divide weights, gradients and moments among them, by torch's FSDP2."""
+    activation_checkpointing: bool
+    """A block's activations are computed again for the gradient, not kept."""
     micro_batch_size: Annotated[Auto | int, at_least(1)]
     """Sequences computed at once; auto: the largest that fits and still pays."""
     checkpoint_every_steps: Annotated[int, at_least(1)]
