@@ -33,6 +33,9 @@ from smollm.group import Group
 
 Interval = tuple[float, float]
 
+_END_SECONDS = 30.0
+"""How long processes may take to end once they have answered."""
+
 
 def serve(config: Config, seconds: float, profiles: bool) -> None:
     """Time steps as one of a group, which torchrun started."""
@@ -53,6 +56,7 @@ def serve(config: Config, seconds: float, profiles: bool) -> None:
     if group.is_chief:
         answer = {"times": times, "memory": machine.peak_memory_gib(), "exchange": exchange, "name": machine.name}
         print(ANSWER + json.dumps(answer), flush=True)
+    del step  # and its graphs
     group.leave()
 
 
@@ -84,11 +88,17 @@ def measure(count: int, arguments: list[str]) -> dict[str, Any]:
     """What the chief of so many processes answers."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "4"}
-    done = subprocess.run([*command, __file__, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
-    answers = [line.removeprefix(ANSWER) for line in done.stdout.splitlines() if line.startswith(ANSWER)]
-    if not answers:
+    command += [__file__, *arguments]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        line = next((line for line in process.stdout or () if line.startswith(ANSWER)), None)
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"{count} processes did not end by themselves", file=sys.stderr, flush=True)
+            process.terminate()  # the agent, which ends them
+    if line is None:
         raise SystemExit(f"{count} processes failed")
-    answer: dict[str, Any] = json.loads(answers[0])
+    answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
     return answer
 
 

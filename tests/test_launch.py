@@ -28,6 +28,7 @@ EVERY_STEP = {
     "pretrain.steps": 40,
     "pretrain.sequences_per_step": 12,  # for 1, 2, 3 and 4 processes
     "finetune.steps": 10,
+    "finetune.sequences_per_step": 12,
 }
 DIVIDED = {"runtime.shard_weights": True, "runtime.activation_checkpointing": True}
 

@@ -24,6 +24,8 @@ REPORTS = {
     "training_log.txt",
     "validation.tsv",
 }
+AT_LIBERTY = {"speed.tsv"}, {"environment.json"}
+"""What else a stage's reports, and a run, may have."""
 COLUMNS = {
     "training loss": ("losses.tsv", "train_loss"),
     "held-out loss": ("validation.tsv", "validation_loss"),
@@ -33,6 +35,16 @@ COLUMNS = {
 """What a table may quote, and from where."""
 OTHERS = {"step", "the predecessor's loss"}
 """Columns that a kept run does not have."""
+SPEEDS = {
+    "seconds": "wall_seconds",
+    "tokens/s": "tokens_per_second",
+    "ms a step": "step_ms",
+    "MFU": "mfu",
+    "goodput": "goodput",
+    "peak memory, GiB": "peak_memory_gib",
+}
+"""What a table of stages may quote of run.json."""
+SAMPLE = re.compile(r"<!-- (docs/reference/\S+/samples.tsv) (\d+) -->\n```\n(.*?)\n```\n", re.S)
 TABLE = re.compile(r"<!-- (docs/reference/\S+) -->\n((?:\|.*\n)+)")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -54,6 +66,8 @@ def tables(text: str) -> list[tuple[str, list[dict[str, str]]]]:
 
 def faults(folder: Path, rows: list[dict[str, str]]) -> list[str]:
     """The cells that differ from what the run measured, at the precision they show; `-` is: not measured."""
+    if "stage" in rows[0]:
+        return [fault for row in rows for fault in faults_of_speed(folder / row["stage"], row)]
     unknown = set(rows[0]) - set(COLUMNS) - OTHERS
     found = [f"{name}: no known column" for name in sorted(unknown)]
     for name in COLUMNS.keys() & rows[0].keys():
@@ -67,13 +81,34 @@ def faults(folder: Path, rows: list[dict[str, str]]) -> list[str]:
     return found
 
 
+def faults_of_speed(folder: Path, row: dict[str, str]) -> list[str]:
+    values = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    shown = {name: value for name, value in row.items() if name != "stage"}
+    right = {name: f"{values[SPEEDS[name]]:,.{len(shown[name].partition('.')[2])}f}" for name in shown}
+    return [
+        f"{row['stage']}, {name}: {shown[name]}, measured {right[name]}" for name in shown if shown[name] != right[name]
+    ]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 def test_tables_show_what_the_kept_runs_measured(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     quoted = tables(text)
-    assert len(quoted) == text.count("<!-- docs/reference/"), "each such line has a table right below"
+    samples = SAMPLE.findall(text)
+    assert len(quoted) + len(samples) == text.count("<!-- docs/reference/"), "each such line has what it names below"
+    for name, step, sample in samples:
+        with (ROOT / name).open(encoding="utf-8", newline="") as lines:
+            written = [
+                row["prompt"] + row["text"] for row in csv.DictReader(lines, delimiter="\t") if row["step"] == step
+            ]
+        assert sample in written
     for folder, rows in quoted:
         assert not faults(ROOT / folder, rows), folder
+
+
+def test_a_wrong_speed_is_found() -> None:
+    row = {"stage": "pretrain", "tokens/s": "356,172", "ms a step": "184.1", "goodput": "0.932"}
+    assert faults(REFERENCE / "smollm-135m", [row]) == ["pretrain, ms a step: 184.1, measured 184.0"]
 
 
 def test_a_wrong_figure_is_found() -> None:
@@ -94,13 +129,13 @@ def test_a_wrong_figure_is_found() -> None:
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)
 def test_a_kept_run_is_whole_and_has_a_table(run: Path) -> None:
-    assert {path.name for path in run.iterdir()} == {"params.yaml", *STAGES}
+    assert {path.name for path in run.iterdir()} - AT_LIBERTY[1] == {"params.yaml", *STAGES}
     params = yaml.safe_load((run / "params.yaml").read_text(encoding="utf-8"))
     assert params["preset"] == run.name
     end = 0
     for stage in STAGES:
         folder = run / stage
-        assert {path.name for path in folder.iterdir()} == REPORTS
+        assert {path.name for path in folder.iterdir()} - AT_LIBERTY[0] == REPORTS
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         end += params[stage]["steps"]
         assert metrics["step"] == end

@@ -4,6 +4,7 @@ Each has a rank. One of them, the chief, keeps the books: live state, checkpoint
 compute and have nothing of their own on the disk. A process by itself is a group of one, and its own chief.
 """
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,7 +57,9 @@ class Group:
         return self.rank == self.chief
 
     def leave(self) -> None:
+        """End the exchange with the others; whoever captured some of it as a CUDA graph has let go of that."""
         if self.size > 1:
+            gc.collect()  # NCCL waits for ever for the end of a graph with an exchange in it
             distributed.destroy_process_group()
 
     def share(self, value: T) -> T:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,10 +188,10 @@ def _work(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
         work(group)
     except Exception as error:
         found = user_error(error)
-        if found is None and _is_of_others(error):
-            sys.exit(1)  # what has happened to them is theirs to say
         if found is None:
-            raise
+            if not _is_of_others(error):  # what has happened to them is theirs to say
+                traceback.print_exc()
+            os._exit(1)  # not by way of the exchange with the others, which might wait for them
         _tell(found, group)
     else:
         _done.set()

@@ -121,6 +121,8 @@ class Step:
             torch._dynamo.config.optimize_ddp = False  # it would cut up parts that are small enough
         # where it is made its gradients are collected; a step is never captured on the default stream
         stream = torch.cuda.Stream() if self._captures else None  # type: ignore[no-untyped-call]
+        if stream is not None:  # the steps before the capture are taken on another, and torch would warn of it
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         with warnings.catch_warnings(), torch.cuda.stream(stream):
             warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for the buffers' part
             return DistributedDataParallel(_Loss(self.model), broadcast_buffers=False, gradient_as_bucket_view=True)
