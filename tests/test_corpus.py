@@ -1,6 +1,7 @@
 """Sources of text: packages, documentation, the user's own files."""
 
 import bz2
+import codecs
 import gzip
 import hashlib
 import json
@@ -108,9 +109,13 @@ def test_files_of_every_kind_give_their_texts(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"fine\ncaf\xe9\n", r"data/raw/a\.txt: must be UTF-8, got another byte \(0xe9\) at byte 8; convert"),
-        ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl: must have the column 'text' .* got body; name the one"),
-        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl: row 0: column 'text' must hold text, got 3"),
-        ("a.jsonl", b'{"text": "x"\n', r"a\.jsonl: must be readable to its end, got .*; mend the file"),
+        (
+            "a.jsonl",
+            b'{"body": "x"}\n',
+            r"a\.jsonl: line 1: must have the column 'text' .*\['body'\]; name the one",
+        ),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl: line 1: column 'text' must hold text, got 3"),
+        ("a.jsonl", b'{"text": "x"\n', r"a\.jsonl: line 1: must be JSON, got .*; mend the line"),
         ("a.parquet", b"no parquet", r"a\.parquet: must be readable to its end, got "),
         ("a.bin", b"x", r"corpus\.pretrain\.files must match \.txt, .* files, or such .*, got data/raw/a\.bin"),
     ],
@@ -292,6 +297,38 @@ def test_the_byte_of_a_bad_character_is_counted_over_chunks(tmp_path: Path) -> N
     put(tmp_path, "a.txt", b"x" * ((1 << 20) - 1) + b"\xf0\x9fX")
     with pytest.raises(CorpusError, match=f"at byte {(1 << 20) - 1};"):
         list(source(tmp_path, CorpusSource.FILES, ("data/raw/a.txt",)).documents())
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (codecs.BOM_UTF16_LE + "text, “ÿ”".encode("utf-16-le"), "utf-16"),
+        (codecs.BOM_UTF16_BE + "text, “ÿ”".encode("utf-16-be"), "utf-16"),
+        ("text, “ÿ”".encode("windows-1252"), "windows-1252"),
+        (b"text, \xff\xfe", "windows-1252"),
+    ],
+    ids=["little-endian", "big-endian", "windows", "no mark"],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_the_advice_names_the_encoding(name: str, content: bytes, advice: str, tmp_path: Path) -> None:
+    put(tmp_path, name, content)
+    with pytest.raises(CorpusError, match=rf"must be UTF-8, .*; convert it, e\.g\. iconv -f {advice} -t utf-8$"):
+        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents())
+
+
+def test_globs_pass_over_hidden_files_and_dvcs_own(tmp_path: Path) -> None:
+    for name in ("a.txt", "deep/b.txt", ".gitkeep", ".gitignore", ".c.txt", ".cache/d.txt", "a.txt.dvc", "deep/.b.txt"):
+        put(tmp_path, name, name.encode())
+    expected = {
+        "data/raw/*": {"a.txt"},
+        "data/raw/**/*": {"a.txt", "deep/b.txt"},
+        "data/raw/.c.txt": {".c.txt"},
+        "data/raw/.cache/*": {".cache/d.txt"},
+    }
+    for pattern, names in expected.items():
+        assert {d.text for d in source(tmp_path, CorpusSource.FILES, (pattern,)).documents()} == names
+    with pytest.raises(CorpusError, match=r"must match files, got none for 'data/raw/\*\.dvc'"):
+        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*.dvc",)).documents())
 
 
 def test_a_glob_without_a_match_is_named(tmp_path: Path) -> None:

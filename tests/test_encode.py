@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from smollm import encode, tokenizer
 from smollm.document import Document
-from smollm.errors import CorpusError
+from smollm.errors import CorpusError, user_error
 from smollm.selection import Split, Tally, select, training_texts
 from smollm.tokens import as_plain_text, documents_of, open_tokens
 
@@ -124,6 +124,19 @@ def test_a_single_document_is_cut_into_training_text_and_a_held_out_tail(
 
 ONE_SIDED = [key for key in (f"file{n}" for n in range(40)) if Split(0.3).side(Document.of(key, key)) == "train"]
 """Keys of documents that are all trained on."""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+@pytest.mark.parametrize("name", ["validation.bin", "validation.offsets.bin"])
+@pytest.mark.parametrize("words", [3, 30_000])
+def test_a_disk_that_is_full_when_the_text_is_cut_is_one_line(
+    name: str, words: int, tmp_path: Path, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "file_digest", lambda *_: "")  # reading such a file has no end
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError) as full:
+        write(tmp_path, {ONE_SIDED[0]: "fox " * words}, small_tokenizer)
+    assert "the disk must have room" in str(user_error(full.value))
 
 
 def test_several_documents_on_one_side_are_cut_with_their_places(tmp_path: Path, small_tokenizer: Tokenizer) -> None:

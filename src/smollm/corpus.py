@@ -1,24 +1,17 @@
 """The text of a training stage: which documents, always the same ones in the same order."""
 
-import glob
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from smollm import packages, text_files
+from smollm import packages, tables, text_files
 from smollm.config.corpus import RAW_DATA, CorpusConfig, CorpusSource, SourceConfig
 from smollm.document import Document, in_parts
 from smollm.errors import CorpusError
 from smollm.files import file_digest
 
-_KINDS = {
-    ".txt": "text",
-    ".md": "text",
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
+_TEXTS = (".txt", ".md")
+_ENDINGS = (*_TEXTS, *tables.ENDINGS)
 
 
 class Source:
@@ -69,13 +62,13 @@ class Source:
     def _files(self) -> Iterator[Document]:
         for path in self._matching_files():
             name = path.relative_to(self.workspace).as_posix()
-            kind, before = _KINDS[text_files.ending(path)], text_files.State.of(path)
-            contents = None if kind == "parquet" else self._contents(path, name)
-            if contents is not None and (kind == "text" or contents.is_blank):
+            ending, before = text_files.ending(path), text_files.State.of(path)
+            contents = None if ending == ".parquet" else self._contents(path, name)
+            if contents is not None and (ending in _TEXTS or contents.is_blank):
                 parts = self._parts(path, name, before)
                 yield Document(name, contents.size, contents.sha256, contents.is_blank, parts)
             else:
-                yield from self._rows(lambda: self._stream(kind, path), name, "mend the file")  # noqa: B023 - used at once
+                yield from self._rows(tables.rows(path, name, self.config.text_column), name, "mend the file")
                 text_files.check_same(before, path, name)
 
     def _contents(self, path: Path, name: str) -> text_files.Contents:
@@ -94,20 +87,16 @@ class Source:
 
         return parts
 
-    def _stream(self, kind: str, path: Path) -> Iterable[dict[str, Any]]:
-        """Rows of a table, a few at a time."""
-        load_dataset = _load_dataset()
-        # a cell of a CSV file is a text, whatever it looks like
-        options = {"converters": {self.config.text_column: str}, "keep_default_na": False} if kind == "csv" else {}
-        files = glob.escape(str(path))
-        rows: Iterable[dict[str, Any]] = load_dataset(kind, data_files=files, split="train", streaming=True, **options)
-        return rows
-
     def _matching_files(self) -> list[Path]:
         where = f"params.yaml: corpus.{self.stage}.files"
         found: set[Path] = set()
         for pattern in self.config.files:
-            matches = {path for path in self.workspace.glob(pattern) if path.is_file() or _leads_nowhere(path)}
+            matches = {
+                path
+                for path in self.workspace.glob(pattern)
+                if (path.is_file() or _leads_nowhere(path))
+                and not _is_passed_over(path.relative_to(self.workspace).as_posix(), pattern)
+            }
             if not matches:
                 raise CorpusError(
                     f"{where} must match files, got none for {pattern!r}; put text there or mend the glob"
@@ -130,9 +119,9 @@ class Source:
                     f"{where} must not lead through a linked folder, whose content DVC does not watch, got "
                     f"{name}; copy the folder, or link its files one by one"
                 )
-            if text_files.ending(path) not in _KINDS:
+            if text_files.ending(path) not in _ENDINGS:
                 raise CorpusError(
-                    f"{where} must match {', '.join(_KINDS)} files, or such compressed to "
+                    f"{where} must match {', '.join(_ENDINGS)} files, or such compressed to "
                     f"{', '.join(text_files.OPENERS)}, got {name}; narrow the glob or convert the file"
                 )
         return sorted(found)
@@ -148,29 +137,36 @@ class Source:
                 f"got {hub.dataset!r}: {str(error).splitlines()[0]}; check the name, the revision and the network, and "
                 "for a gated or private one log in with `hf auth login`, or set HF_TOKEN"
             ) from None
-        yield from self._rows(lambda: rows, str(hub.dataset), "check the network and run again")
+        places = ((f"row {index}", row) for index, row in enumerate(rows))
+        yield from self._rows(places, str(hub.dataset), "check the network and run again")
 
-    def _rows(self, stream: Callable[[], Iterable[dict[str, Any]]], name: str, fix: str) -> Iterator[Document]:
-        """Documents of a table, one a row; `stream` opens it, `fix` is for one that breaks off."""
+    def _rows(self, rows: Iterator[tables.Row], name: str, fix: str) -> Iterator[Document]:
+        """Documents of a table, one a row; `fix` is for one that breaks off."""
         column = self.config.text_column
         try:
-            for index, row in enumerate(stream()):
-                if column not in row:
+            for index, (place, row) in enumerate(rows):
+                if not isinstance(row, dict) or column not in row:
+                    found = list(row) if isinstance(row, dict) else row
                     raise CorpusError(
-                        f"{name}: must have the column {column!r} (corpus.{self.stage}.text_column), "
-                        f"got {', '.join(row)}; name the one with the text"
+                        f"{name}: {place}: must have the column {column!r} (corpus.{self.stage}.text_column), "
+                        f"got {repr(found)[:200]}; name the one with the text or mend the row"
                     )
                 if not isinstance(row[column], str):
                     raise CorpusError(
-                        f"{name}: row {index}: column {column!r} must hold text, got {row[column]!r}; "
+                        f"{name}: {place}: column {column!r} must hold text, got {repr(row[column])[:200]}; "
                         "name another column or mend the row"
                     )
                 yield Document.of(f"{name}#{index}", row[column])
         except CorpusError:
             raise
-        except Exception as error:  # the library's errors have no common base
+        except Exception as error:  # the libraries' errors have no common base
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise CorpusError(f"{name}: must be readable to its end, got {reason}; {fix}") from None
+
+
+def _is_passed_over(name: str, pattern: str) -> bool:
+    """Whether a glob leaves a file out: one of DVC's own, or a hidden one, unless it asks for hidden ones."""
+    return name.endswith(".dvc") or ("/." in name and "/." not in pattern)
 
 
 def _leads_nowhere(path: Path) -> bool:
@@ -182,7 +178,7 @@ def _linked_parents(path: Path, workspace: Path) -> list[Path]:
 
 
 def _load_dataset() -> Callable[..., Any]:
-    """The library's function; slow to import, and not needed by the default source."""
+    """The library's function; slow to import, and needed by the hub alone."""
     import datasets
 
     datasets.config.TORCH_AVAILABLE = False  # else a stream imports torch: 200 MB, for nothing that is used here

@@ -132,6 +132,7 @@ def draw_lengths(path: Path, directories: dict[str, Path]) -> None:
         axes.set(title="length of documents", xlabel="tokens", ylabel="documents", xscale="log")
         axes.grid(alpha=0.3)
         axes.legend()
+        path.unlink(missing_ok=True)  # it may be a link into DVC's cache
         figure.savefig(path, format="svg", metadata={"Date": None})
         pyplot.close(figure)
 

@@ -275,12 +275,13 @@ def _cut_tail(train: _Side, validation: _Side, fraction: float) -> None:
     held_out = max(1, int(train.tokens * fraction))
     kept = train.tokens - held_out
     bytes_per_token = train.bytes / train.tokens
-    np.memmap(train.tokens_path, dtype=train.dtype, mode="r")[kept:].tofile(validation.tokens_path)
+    # not by ndarray.tofile, which says nothing, or not what is wrong, where the disk is full
+    validation.tokens_path.write_bytes(np.memmap(train.tokens_path, dtype=train.dtype, mode="r")[kept:].data)
     os.truncate(train.tokens_path, kept * np.dtype(train.dtype).itemsize)
     offsets = np.fromfile(train.offsets_path, np.uint64)
-    offsets[offsets < kept].tofile(train.offsets_path)
+    train.offsets_path.write_bytes(offsets[offsets < kept].data)
     following = offsets[offsets > kept] - np.uint64(kept)
-    np.concatenate([np.zeros(1, np.uint64), following]).tofile(validation.offsets_path)
+    validation.offsets_path.write_bytes(np.concatenate([np.zeros(1, np.uint64), following]).data)
     train.documents, validation.documents = int((offsets < kept).sum()), 1 + len(following)
     validation.tokens, validation.bytes = held_out, round(held_out * bytes_per_token)
     train.tokens, train.bytes = kept, train.bytes - validation.bytes

@@ -1,4 +1,4 @@
-"""A process that encodes texts on one core, and the end of it that others hold.
+"""A process that encodes texts on one core, and the handle by which others use it.
 
 `tokenizers` shares its threads' cache and Python its one interpreter, so that one process gains little from many
 cores. A process here is a child that speaks over its standard streams, and ends when they close: whatever ends the

@@ -3,12 +3,13 @@
 import codecs
 import functools
 import hashlib
+import io
 import lzma
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TextIO
 
 import pyarrow
 
@@ -98,7 +99,7 @@ def chunks(path: Path, name: str) -> Iterator[str]:
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     position = 0
-    with _readable(name), OPENERS.get(path.suffix.lower(), _open)(path) as file:
+    with _readable(name), _open(path) as file:
         while True:
             chunk = file.read(_CHUNK)
             pending = len(decoder.getstate()[0])
@@ -106,9 +107,10 @@ def chunks(path: Path, name: str) -> Iterator[str]:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 byte = position - pending + error.start
+                is_utf_16 = byte == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
                 raise CorpusError(
                     f"{name}: must be UTF-8, got another byte ({error.object[error.start]:#04x}) at byte {byte}; "
-                    f"convert it, e.g. iconv -f latin1 -t utf-8"
+                    f"convert it, e.g. iconv -f {'utf-16' if is_utf_16 else 'windows-1252'} -t utf-8"
                 ) from None
             if text:
                 yield text
@@ -117,8 +119,14 @@ def chunks(path: Path, name: str) -> Iterator[str]:
             position += len(chunk)
 
 
-def _open(path: Path) -> BinaryIO:
-    return path.open("rb")
+def lines(path: Path) -> TextIO:
+    """Open a file of UTF-8, to be read line by line; the lines keep their ends, a byte order mark is left out."""
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="")
+
+
+def _open(path: Path) -> Any:
+    opener = OPENERS.get(path.suffix.lower())
+    return opener(path) if opener else path.open("rb")
 
 
 @contextmanager

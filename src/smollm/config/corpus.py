@@ -16,7 +16,7 @@ class CorpusSource(Enum):
     PYTHON = "python"
     """Source files of the standard library and of installed packages; needs no download."""
     PYTHON_DOCS = "python-docs"
-    """Docstrings of the standard library, documentation text of installed packages."""
+    """Their docstrings and documentation files."""
     FILES = "files"
     """The user's own txt, md, jsonl, json, parquet or csv files, compressed or not."""
     HUB = "hub"
@@ -29,6 +29,12 @@ _INSIDE_RAW = Rule(
     lambda globs: all(g.startswith(RAW_DATA) and ".." not in g for g in globs),
     f"must name files below {RAW_DATA}, the folder that DVC watches",
     f"put the text there and write e.g. {RAW_DATA}*.txt",
+)
+
+_WHOLE_STARS = Rule(
+    lambda globs: all(part == "**" or "**" not in part for g in globs for part in g.split("/")),
+    "must have ** alone between slashes",
+    f"write e.g. {RAW_DATA}**/*.txt",
 )
 
 
@@ -52,8 +58,8 @@ class SourceConfig:
     """The text of one training stage."""
 
     source: CorpusSource
-    files: Annotated[tuple[str, ...], _INSIDE_RAW]
-    """Globs below data/raw (source: files)."""
+    files: Annotated[tuple[str, ...], _INSIDE_RAW, _WHOLE_STARS]
+    """Globs below data/raw (source: files); `**` stands for folders of any depth."""
     text_column: str
     """The column or key with the text, in jsonl, parquet, csv and hub datasets."""
     hub: HubDatasetConfig
