@@ -30,7 +30,7 @@ ifneq ($(VENV),)
 $(ready): requirements.lock
 	@echo "Setting up $(VENV): pip installs requirements.lock (on Linux, torch brings several GB for CUDA)"
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"ERROR: Python must be 3.11 or newer, got {sys.version.split()[0]}; use make PYTHON=python3.12")'
-	@test -x $(VENV)/bin/python3 || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/pip3 || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python3 -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
 endif
@@ -66,10 +66,10 @@ check: $(ready)  ## ruff and mypy
 	@ruff format --check .
 	@mypy src stages
 
-ui: $(ready)  ## MLflow's pages, on port 5000 of this machine
+ui: $(ready)  ## MLflow's pages, on port 5000 of this machine (ARGS="--port 5001")
 	@case "$$MLFLOW_TRACKING_URI" in \
 	http*) echo "MLFLOW_TRACKING_URI names a server: its pages are at that address" ;; \
-	*) mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlruns/mlflow.db}" ;; \
+	*) mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlruns/mlflow.db}" $(ARGS) ;; \
 	esac
 
 compare: $(ready)  ## a table of all runs (ARGS="--sort bits_per_byte --csv runs.csv")

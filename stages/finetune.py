@@ -1,17 +1,18 @@
 """Go on from the checkpoint of `pretrain`, on other text. Run by DVC as stage `finetune`."""
 
 from smollm.config.file import load
-from smollm.live_state import Workspace
 from smollm.pipeline import main
 from smollm.training_stage import TrainingStage
+from smollm.workspace import Workspace
 from stages import WORKSPACE
 
 
 def finetune() -> None:
+    workspace = Workspace.find(WORKSPACE).with_params()
     config = load(WORKSPACE / "params.yaml")
     TrainingStage(
         name="finetune",
-        workspace=Workspace.find(WORKSPACE),
+        workspace=workspace,
         seed=config.seed,
         model=config.model,
         training=config.finetune,

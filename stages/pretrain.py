@@ -1,17 +1,18 @@
 """Train the model from its initial weights. Run by DVC as stage `pretrain`."""
 
 from smollm.config.file import load
-from smollm.live_state import Workspace
 from smollm.pipeline import main
 from smollm.training_stage import TrainingStage
+from smollm.workspace import Workspace
 from stages import WORKSPACE
 
 
 def pretrain() -> None:
+    workspace = Workspace.find(WORKSPACE).with_params()
     config = load(WORKSPACE / "params.yaml")
     TrainingStage(
         name="pretrain",
-        workspace=Workspace.find(WORKSPACE),
+        workspace=workspace,
         seed=config.seed,
         model=config.model,
         training=config.pretrain,

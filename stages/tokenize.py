@@ -2,17 +2,18 @@
 
 from smollm import preflight
 from smollm.config.file import load
-from smollm.live_state import Workspace
 from smollm.pipeline import main
 from smollm.tokenize_stage import TokenizeStage
+from smollm.workspace import Workspace
 from stages import WORKSPACE
 
 
 def tokenize() -> None:
+    workspace = Workspace.find(WORKSPACE).with_params()
     config = load(WORKSPACE / "params.yaml")
-    preflight.refuse_endless(Workspace.find(WORKSPACE))
+    preflight.refuse_endless(workspace)
     TokenizeStage(
-        workspace=Workspace.find(WORKSPACE),
+        workspace=workspace,
         corpus=config.corpus,
         tokenizer=config.tokenizer,
         tracking=config.tracking,

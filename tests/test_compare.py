@@ -1,9 +1,16 @@
 """The table of runs."""
 
+import sys
+import time
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from smollm.compare import table
+from smollm.compare import main, table
+from smollm.tracking.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
 
 RUNS = pd.DataFrame(
     {
@@ -59,3 +66,47 @@ def test_one_stage_alone() -> None:
 def test_an_unknown_column_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SystemExit, match="--sort must name a column, got 'speed'; use one of run, stage"):
         table(RUNS, None, "speed")
+
+
+def test_runs_without_the_pipelines_tags_are_shown_too() -> None:
+    assert len(table(RUNS.drop(columns=["tags.git.commit"]), None, "started")) == 3
+    others = RUNS.drop(columns=["tags.stage"])
+    assert len(table(others, None, "started")) == 3
+    assert table(others, "pretrain", "started").empty
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make compare` without arguments."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setattr(sys, "argv", ["compare"])
+
+
+@pytest.mark.usefixtures("command")
+def test_times_are_local_as_in_the_training_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = RUNS.assign(start_time=RUNS["start_time"].dt.tz_localize("UTC"))
+    monkeypatch.setattr(Store, "search_runs", lambda self, experiment: runs)
+    with monkeypatch.context() as place:
+        place.setenv("TZ", "UTC-5:30")
+        time.tzset()
+        main()
+    time.tzset()
+    assert "2026-01-01 05:30" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("command")
+def test_a_dead_server_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(SystemExit, match=r"^ERROR: MLflow \(http://127.0.0.1:9\) must answer, got .*; try again later"):
+        main()
+
+
+@pytest.mark.usefixtures("command")
+def test_no_runs_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "search_runs", lambda self, experiment: pd.DataFrame())
+    with pytest.raises(SystemExit, match=r"^No runs yet in experiment 'smollm' of .*; `dvc repro` makes some$"):
+        main()

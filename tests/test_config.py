@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from smollm.config.file import load, read_values
-from smollm.config.presets import overrides
+from smollm.config.presets import copy as copy_preset
 from smollm.errors import ConfigError
 from smollm.throughput import parameter_count
 
@@ -128,6 +128,8 @@ def test_a_misspelt_key_is_told_its_name(tmp_path: Path) -> None:
         ("corpus.pretrain.source", "hub", "must be set when source is hub"),
         ("corpus.pretrain.files", ["/etc/*.txt"], "must name files below data/raw/"),
         ("corpus.pretrain.files", ["data/raw/../x"], "must name files below data/raw/"),
+        ("corpus.pretrain.files", ["data/raw/**.txt"], "must have ** alone between slashes"),
+        ("corpus.pretrain.files", ["data/raw/*", "data/raw/a**/*.txt"], "must have ** alone between slashes"),
         ("tokenizer.vocab_size", 100, "must be at least 257"),
         ("tokenizer.vocab_size", 50_000, "must not exceed model.vocab_size (49152)"),
         ("tokenizer.end_of_text", "", "must not be empty"),
@@ -170,6 +172,10 @@ def test_a_misspelt_key_is_told_its_name(tmp_path: Path) -> None:
         ("runtime.micro_batch_size", 20, "must divide the 32 sequences of a pretrain step"),
         ("runtime.micro_batch_size", "all", "must be auto or a whole number"),
         ("tracking.experiment", "", "must not be empty"),
+        ("tracking.registered_model", "", "must not be empty"),
+        ("tracking.registered_model", "team/smollm", "must hold no slash, colon or quote"),
+        ("tracking.registered_model", "a:b", "must hold no slash, colon or quote"),
+        ("tracking.registered_model", "team's", "must hold no slash, colon or quote"),
         ("pretrain.optimizer.lr", "${finetune.optimizer.lr}", "must be a plain value, since DVC compares"),
     ],
 )
@@ -241,15 +247,21 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "params.yaml")
 
 
-def test_a_preset_becomes_an_override_for_every_setting() -> None:
-    settings = overrides(ROOT / "presets" / "tiny.yaml")
-    assert len(settings) == len(SETTINGS)
-    assert "pretrain.steps=5000" in settings
-    assert 'evaluation.prompts=["import ", "def main(", "class "]' in settings
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_is_copied_into_params_whatever_was_there(preset: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text("# What this file is.\n# More of it.\n\nseed: 1\nunknown: 2\n")
+    copy_preset(preset, params)
+    assert load(params) == load(preset)
+    assert params.read_text().startswith("# What this file is.\n# More of it.\n\npreset: ")
+    assert "unknown" not in params.read_text()
+    copy_preset(ROOT / "presets" / "tiny.yaml", params)
+    copy_preset(preset, params)
+    assert load(params) == load(preset)
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         ConfigError, match=r"got 'huge'; use one of shakespeare, smollm-1.7b, smollm-135m, smollm-360m, tiny"
     ):
-        overrides(ROOT / "presets" / "huge.yaml")
+        copy_preset(ROOT / "presets" / "huge.yaml", ROOT / "params.yaml")

@@ -1,12 +1,14 @@
 """Files written whole, and the errors of a disk as errors of a disk."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from smollm.errors import StorageError, user_error
 from smollm.files import disk_errors, write_atomically
 
 
@@ -34,3 +36,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert path.read_bytes() == b"old\r\n"
     write_atomically(path, "new")
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (errno.ENOSPC, "the disk must have room for /d/x, got 'No space left on device'; free some"),
+        (errno.EROFS, "must be readable and writable, got 'Read-only file system' for /d/x; mend that"),
+        (errno.EACCES, "must be readable and writable, got 'Permission denied' for /d/x; mend that"),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line(code: int, line: str) -> None:
+    error = user_error(OSError(code, os.strerror(code), "/d/x"))
+    assert isinstance(error, StorageError)
+    assert line in str(error)
+    assert user_error(OSError(errno.ENOTDIR, "x")) is None

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from smollm.journal import EVENT, Journal, Record, read
+from smollm.errors import StateError
+from smollm.journal import EVENT, HARDWARE, Journal, Record, read
 
 
 @pytest.fixture
@@ -59,6 +60,13 @@ def test_any_number_of_events_share_a_step(path: Path) -> None:
     assert [(record.kind, record.step, record.values["message"]) for record in journal.records()] == [
         (EVENT, 3, "resumed from step 3")
     ] * 2
+
+
+def test_every_start_of_a_stage_has_its_hardware(path: Path) -> None:
+    journal = Journal(path)
+    journal.append(HARDWARE, 5, device="cpu")
+    journal.append(HARDWARE, 5, device="cuda")
+    assert [record.values["device"] for record in journal.records()] == ["cpu", "cuda"]
 
 
 def test_a_full_disk_records_nothing_of_a_line_and_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,3 +193,13 @@ def test_syncing_and_closing_keep_what_was_recorded(path: Path) -> None:
     journal.sync()
     journal.close()
     assert len(written(path)) == 1
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\0\0\n", b'{"kind": "step"}\n', b"[1]\n", b"7\n", b"\xff\n"])
+def test_a_damaged_line_is_named_with_its_place(path: Path, damage: bytes) -> None:
+    Journal(path).append("step", 1, train_loss=1.0)
+    end = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(damage)
+    with pytest.raises(StateError, match=rf"got another at byte {end}; remove .* to begin the stage anew"):
+        Journal(path)

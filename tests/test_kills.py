@@ -129,6 +129,9 @@ def test_a_kill_at_any_point_changes_nothing(points: list[tuple[str, int | None]
         assert found == ([str(resumed)] if resumed else []), f"{point}\n{said}"
     output = killed.dvc("repro").stdout
     assert f"{points[-1][0].split()[0]}: finished before; publishing its outputs again" in output
+    log = (killed.directory / "reports" / "pretrain" / "training_log.txt").read_text()
+    starts = ["0", *(str(resumed) for point, resumed in points if resumed and point.startswith("pretrain"))]
+    assert re.findall(r"step (\d+)  hardware", log) == starts
     assert_equals_a_run_left_alone(killed, pretrain=60, finetune=8)
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,9 @@ from structure import ROOT
 
 from smollm import live_state
 from smollm.errors import StateError
-from smollm.files import dvc_digest
-from smollm.live_state import LiveState, Workspace, drop_all, fingerprint_of
+from smollm.files import IGNORED, dvc_digest
+from smollm.live_state import LiveState, drop_all
+from smollm.workspace import Workspace, fingerprint_of
 
 DVC_YAML = {
     "stages": {
@@ -131,7 +133,8 @@ HOLD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from smollm.live_state import LiveState, Workspace
+from smollm.live_state import LiveState
+from smollm.workspace import Workspace
 workspace = Workspace(Path(sys.argv[1]), Path(sys.argv[2]))
 with LiveState("train", workspace, print, print):
     print("holding", flush=True)
@@ -196,6 +199,17 @@ def test_a_state_that_another_workspace_uses_is_not_removed(workspace: Workspace
     with holder(workspace), state(Workspace(other, workspace.root)) as mine:
         assert theirs.exists()
         assert mine.directory != theirs
+
+
+def test_an_edit_after_the_params_were_read_is_not_taken_for_what_ran(workspace: Workspace) -> None:
+    noted = workspace.with_params()
+    before = state(workspace).fingerprint
+    edited = (workspace.directory / "params.yaml").read_text().replace("1", "7")
+    (workspace.directory / "params.yaml").write_text(edited)
+    with state(noted) as mine:
+        assert mine.fingerprint == before
+        with pytest.raises(StateError, match="must stay as they are"):
+            mine.check_unchanged()
 
 
 def test_the_lock_of_a_killed_process_is_free(workspace: Workspace) -> None:
@@ -309,7 +323,8 @@ def test_dvc_root_names_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_digests_are_dvcs(tmp_path: Path) -> None:
     from dvc.repo import Repo
 
-    for name in ("b.txt", "deep/a.txt", "deep/ü b.txt"):
+    (tmp_path / ".dvcignore").write_bytes((ROOT / ".dvcignore").read_bytes())
+    for name in ("b.txt", "deep/a.txt", "deep/ü b.txt", "deep/__pycache__/a.py", "a.pyc", "deep/.venv/bin/python"):
         (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "folder" / name).write_text(name)
     Repo.init(str(tmp_path), no_scm=True).close()
@@ -318,6 +333,7 @@ def test_digests_are_dvcs(tmp_path: Path) -> None:
         for name in ("folder", "one.txt"):
             (added,) = repo.add(str(tmp_path / name))
             assert added.outs[0].hash_info.value == dvc_digest(tmp_path / name)
+    assert {line for line in (ROOT / ".dvcignore").read_text().splitlines() if line[0] != "#"} == set(IGNORED)
     assert dvc_digest(tmp_path / "nothing") is None
 
 
@@ -357,6 +373,23 @@ def test_a_state_of_another_workspace_that_is_still_there_is_kept(workspace: Wor
         pass
     with state(Workspace(other, workspace.root)) as theirs:
         assert mine.directory.exists()
+    shutil.rmtree(other)  # as DVC removes the folder of a queued experiment that was killed, and may be queued again
+    with state(workspace):
+        assert theirs.directory.exists()
+    weeks_ago = time.time() - 2 * live_state._PATIENCE_SECONDS
+    os.utime(theirs.directory, (weeks_ago, weeks_ago))
+    with state(workspace):
+        assert not theirs.directory.exists()
+
+
+def test_what_another_workspace_that_is_gone_has_finished_is_removed(workspace: Workspace, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    for name in ("dvc.yaml", "params.yaml", "data/deep/a.txt"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_bytes((workspace.directory / name).read_bytes())
+    (other / "code.py").write_text("x = 3\n")
+    with state(Workspace(other, workspace.root)) as theirs:
+        theirs.mark_complete()
     shutil.rmtree(other)
     with state(workspace):
         assert not theirs.directory.exists()

@@ -119,7 +119,7 @@ def test_a_full_disk_under_mlruns_stops_no_training(tmp_path: Path) -> None:
             fill(filler)
             said, _ = process.communicate()
         assert process.returncode == 0, said
-        assert "there is no room to keep it" in said
+        assert "the outbox does not take it" in said
         filler.unlink()
         project.run("make", "repro", "VENV=")
         assert_has_all(f"sqlite:///{project.directory}/mlruns/mlflow.db", project)

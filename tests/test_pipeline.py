@@ -11,8 +11,10 @@ from test_config import leaves
 from workspace import Clone
 
 from smollm.config.file import read_values
+from smollm.pipeline import run_name
 from smollm.tokenizer import train
 from smollm.tokens import documents_of, open_tokenizer, open_tokens, read_manifest
+from smollm.workspace import Workspace
 
 STAGES = ("tokenize", "pretrain", "finetune")
 
@@ -43,6 +45,19 @@ def runs(clone: Clone) -> dict[str, list]:  # type: ignore[type-arg]
 
 def steps(clone: Clone, run_id: str, metric: str) -> list[int]:
     return [point.step for point in client(clone).get_metric_history(run_id, metric)]
+
+
+def test_the_name_of_a_run_fits_into_mlflows_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = [f"package{n}" for n in range(100)]
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "tiny.yaml").write_text("corpus: {packages: [], max_megabytes: 1.0}")
+    values = {"preset": "tiny", "corpus": {"packages": packages, "max_megabytes": 2.0}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "dvc.yaml").write_text("stages: {tokenize: {params: [corpus]}}")
+    workspace = Workspace(tmp_path, tmp_path)
+    assert run_name("tokenize", workspace) == "tokenize tiny max_megabytes=2.0 packages=['package0', 'package1', 'pack…"
+    monkeypatch.setenv("DVC_EXP_NAME", "x" * 300)
+    assert len(run_name("tokenize", workspace)) == 250
 
 
 def test_the_loss_begins_near_the_logarithm_of_the_vocabulary_and_falls(finished: Clone) -> None:
@@ -379,14 +394,14 @@ def test_documents_may_be_masked(tmp_path: Path) -> None:
 def test_a_preset_runs_as_an_experiment(tmp_path: Path) -> None:
     """`make repro PRESET=...` without a Git identity; a small preset stands in for tiny."""
     clone = Clone.of_working_tree(tmp_path / "project")
-    small = (clone.directory / "params.yaml").read_text()
+    small = "# a comment\n" + (clone.directory / "params.yaml").read_text()
     (clone.directory / "presets" / "small.yaml").write_text(small)
     clone.run("git", "checkout", "-q", "HEAD", "--", "params.yaml")
     (clone.directory / "params.yaml").write_text((clone.directory / "presets" / "smollm-135m.yaml").read_text())
     done = clone.run("make", "repro", "PRESET=small", "VENV=")
     assert "Ran experiment(s): " in done.stdout
     assert "No file hash info" not in done.stdout
-    assert "# the whole batch" in (clone.directory / "params.yaml").read_text(), "comments are kept"
+    assert (clone.directory / "params.yaml").read_text() == small, "as it is, comments and all"
     name = runs(clone)["finetune"][0].data.tags["dvc.experiment"]
     assert name in clone.dvc("exp", "list").stdout
     again = clone.run("make", "repro", "PRESET=small", "VENV=").stdout

@@ -1,5 +1,6 @@
 """What is refused before a long stage: hours, and disk."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,10 @@ from smollm.config.model import ModelConfig
 from smollm.config.training import OptimizerKind
 from smollm.errors import StorageError, TrainingError
 from smollm.hardware import Hardware
-from smollm.live_state import Workspace
 from smollm.model import LlamaForCausalLM
 from smollm.optim import Optimizer
 from smollm.preflight import Preflight, checkpoint_bytes
+from smollm.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def test_what_ends_in_time_on_any_machine_is_not_measured(
 ) -> None:
     monkeypatch.setattr(Hardware, "product_rate", lambda _: pytest.fail("measured"))
     tiny = load(ROOT / "presets" / "tiny.yaml")
-    limit(tiny).check_bound(5000, cpu)
-    limit(full).check_bound(1, cpu)
+    limit(tiny).check_bound(5000, cpu, 1)
+    limit(full).check_bound(1, cpu, 1)
 
 
 @pytest.mark.parametrize(("rate", "is_enough"), [(1e11, False), (1.9e12, False), (2.4e12, True), (7e14, True)])
@@ -55,15 +56,16 @@ def test_the_full_model_needs_a_machine_that_ends_in_a_day(
     hours = 5000 * limit(full).step_flops / (2 * rate) / 3600  # at twice the measured rate
     assert (hours <= 24) == is_enough
     if is_enough:
-        limit(full).check_bound(5000, cpu)
+        limit(full).check_bound(5000, cpu, 1)
         return
     with pytest.raises(TrainingError) as caught:
-        limit(full).check_bound(5000, cpu)
+        limit(full).check_bound(5000, cpu, 1)
     assert str(caught.value) == (
         f"pretrain: must take at most runtime.max_hours (24), got at least {hours:,.1f} hours for 5000 steps "
         f"({2 * rate / 1e9:,.0f} GFLOP/s, faster than this CPU multiplies); use `make repro PRESET=tiny`, "
         "or raise runtime.max_hours"
     )
+    limit(full).check_bound(5000, cpu, math.ceil(2.4e12 / rate))
 
 
 def test_a_measured_pace_counts_the_steps_that_are_left(full: Config) -> None:

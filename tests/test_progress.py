@@ -53,7 +53,7 @@ def test_a_total_that_is_unknown_is_not_promised(
     bar = Progress("read", None, unit="B")
     clock.now += 20
     bar.update(1_234_567)
-    assert capsys.readouterr().out == "read: 1,234,567 B\n"
+    assert capsys.readouterr().out == "read: 1.23MB\n"
 
 
 TRAIN = """
@@ -87,3 +87,14 @@ def test_training_goes_on_when_nobody_listens_any_more(tmp_path: Path) -> None:
         process.stdin.close()
         process.wait()
     assert (tmp_path / "done").exists()
+
+
+def test_a_text_that_the_output_cannot_show_ends_no_stage() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from smollm import pipeline; pipeline.main(lambda: pipeline.say('\u4f60!'))"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "\\u4f60!\n"

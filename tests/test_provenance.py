@@ -1,5 +1,6 @@
 """Where a result comes from: what differs from the preset, and where DVC keeps it."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,19 @@ def test_dvcs_remote_is_named_without_its_password(tmp_path: Path, config: str, 
     (tmp_path / ".dvc" / "config").write_text(config)
     (tmp_path / ".dvc" / "config.local").write_text(local)
     assert provenance.dvc_remote(tmp_path) == expected
+
+
+def test_what_dvc_writes_around_a_stage_makes_no_tree_dirty(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("params.yaml", "dvc.lock", "reports/pretrain/metrics.json")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("before")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "all")):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    params, lock, metrics = files
+    lock.write_text("after")
+    metrics.unlink()
+    assert provenance.git_state(tmp_path)["git.dirty"] == "false"
+    params.write_text("after")
+    assert provenance.git_state(tmp_path)["git.dirty"] == "true"

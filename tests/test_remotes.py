@@ -212,6 +212,22 @@ def test_pruning_keeps_what_any_commit_or_experiment_refers_to(finished: Clone) 
     finished.dvc("checkout")
 
 
+def test_an_experiment_is_shared_through_a_folder_that_is_named_whole(finished: Clone, tmp_path: Path) -> None:
+    bare, folder, other = tmp_path / "bare.git", tmp_path / "folder", Clone(tmp_path / "other")
+    finished.run("git", "clone", "-q", "--bare", str(finished.directory), str(bare))
+    finished.run("git", "remote", "add", "team", str(bare))
+    finished.dvc("exp", "save", "--name", "shared")
+    finished.dvc("remote", "modify", "--local", "beside", "url", str(folder))
+    finished.dvc("exp", "push", "team", "shared")
+    finished.dvc("remote", "modify", "--local", "--unset", "beside", "url")
+    finished.run("git", "clone", "-q", str(bare), str(other.directory))
+    other.dvc("remote", "modify", "--local", "beside", "url", str(folder))
+    other.dvc("exp", "pull", "origin", "shared")
+    other.dvc("exp", "apply", "shared")
+    assert content(other) == content(finished)
+    assert len(content(other)) == len(WEIGHTS)
+
+
 def test_a_file_that_left_the_cache_comes_back_from_the_remote(finished: Clone) -> None:
     finished.dvc("push")
     before = content(finished)

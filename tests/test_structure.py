@@ -29,7 +29,7 @@ LAYERS = [
         "text_files",
         "tokens",
     },
-    {"model"},
+    {"model", "workspace"},
     {"sharding"},
     {"schedule", "throughput", "live_state", "hardware", "checkpoint", "tokenizer", "batches", "optim"}
     | {"tracking", "report", "export", "describe", "packages", "tables", "kernels", "linear_cross_entropy"},

@@ -1,6 +1,11 @@
 """Delivery to a real MLflow store: whole, once, late, and without a password in sight."""
 
 import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +114,16 @@ def test_the_steps_that_fp16_skips_are_counted() -> None:
     assert list(metrics(record)) == [("train/skipped_steps", 3.0)]
 
 
+def test_a_run_has_the_hardware_that_it_went_on_with(state: Path, store: Store, client: "MlflowClient") -> None:
+    journal = Journal(state / "journal.jsonl")
+    journal.append("hardware", 0, device="cuda")
+    Delivery(state, store).send(client)
+    assert only_run(client).data.tags["hardware.device"] == "cuda"
+    journal.append("hardware", 0, device="mps")
+    Delivery(state, store).send(client)
+    assert only_run(client).data.tags["hardware.device"] == "mps"
+
+
 def test_what_was_acknowledged_is_not_sent_again(state: Path, store: Store, client: "MlflowClient") -> None:
     Delivery(state, store).send(client)
     note(state, 5, 6)
@@ -125,6 +140,40 @@ def test_a_kill_before_the_acknowledgement_was_noted_repeats_no_point_and_no_run
     (state / "delivery.json").unlink()
     Delivery(state, store).send(client)
     assert points(client, only_run(client)) == before
+
+
+def test_a_creation_that_mlflows_client_repeats_leaves_one_run(
+    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = client.create_run
+    monkeypatch.setattr(client, "create_run", lambda *values: [create(*values) for _ in range(3)][-1])
+    delivery = Delivery(state, store)
+    delivery.send(client)
+    assert only_run(client).info.run_id == delivery.run_id
+
+
+def test_the_system_is_measured_again_after_a_lost_answer(
+    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    lost = threading.Event()
+
+    def get_run(self: "MlflowClient", run_id: str) -> "Run":
+        if threading.current_thread().name == "SystemMetricsMonitor" and not lost.is_set():
+            lost.set()
+            raise ConnectionError("nobody there")
+        return real(self, run_id)
+
+    real = mlflow.MlflowClient.get_run
+    monkeypatch.setattr(mlflow.MlflowClient, "get_run", get_run)
+    tracker = Tracker(state, store, 0.01, 0.1, 60.0, pytest.fail)
+    tracker.start(DESCRIPTION)
+    deadline = time.monotonic() + 60
+    while not (lost.is_set() and any(name.startswith("system/") for name in only_run(client).data.metrics)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    tracker.drain()
 
 
 def test_the_sample_table_is_one_that_mlflow_loads(state: Path, store: Store, client: "MlflowClient") -> None:
@@ -220,6 +269,39 @@ def test_a_finished_run_is_left_alone_when_its_state_is_removed(
     assert only_run(client).info.status == "FINISHED"
 
 
+@pytest.fixture
+def other_store(store: Store, tmp_path: Path) -> Store:
+    """Another store that the same repository is told to use."""
+    shutil.copyfile(empty_store(), tmp_path / "other.db")
+    return Store(f"sqlite:///{tmp_path}/other.db", store.root)
+
+
+def test_a_run_that_finished_in_another_store_is_not_copied_to_this_one(
+    state: Path, store: Store, client: "MlflowClient", other_store: Store
+) -> None:
+    delivery = Delivery(state, store)
+    delivery.end(Ending("FINISHED", 1_700_000_100.0), {})
+    delivery.send(client)
+    outbox.abandon(state, other_store, 1_700_000_200.0)
+    assert not outbox.waiting(other_store)
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known there", "not yet"])
+def test_a_run_that_began_for_another_store_is_closed_there(
+    state: Path, store: Store, client: "MlflowClient", other_store: Store, is_known: bool
+) -> None:
+    delivery = Delivery(state, store)
+    delivery.begin(DESCRIPTION)
+    if is_known:
+        delivery.send(client)
+    outbox.abandon(state, other_store, 1_700_000_200.0)
+    said: list[str] = []
+    assert outbox.send(other_store.client(), other_store, said.append) == 1
+    assert said == [f"outbox: abc-1700000000000 is for {store.shown}; set MLFLOW_TRACKING_URI to send it"]
+    assert outbox.send(store.client(), store, pytest.fail) == 0
+    assert only_run(client).info.status == "KILLED"
+
+
 def test_a_continued_run_is_running_again_and_then_finished(state: Path, store: Store, client: "MlflowClient") -> None:
     first = Delivery(state, store)
     first.end(Ending("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
@@ -255,16 +337,105 @@ def test_a_finished_run_has_one_version_in_the_registry(state: Path, store: Stor
     assert [item.path for item in client.list_artifacts(run.info.run_id, "model")] == ["model/pointer.json"]
 
 
+def ended_with_a_version(state: Path, store: Store, name: str) -> Delivery:
+    (state / "pointer.json").write_text("{}")
+    delivery = Delivery(state, store)
+    version = Version(name, "", {}, "model")
+    delivery.end(Ending("FINISHED", 1_700_000_100.0, {}, version), {"model/pointer.json": state / "pointer.json"})
+    return delivery
+
+
+def test_a_registry_that_refuses_leaves_a_finished_run_and_one_line(
+    state: Path, store: Store, client: "MlflowClient"
+) -> None:
+    outbox.put_aside(ended_with_a_version(state, store, "team/smollm"))
+    said: list[str] = []
+    assert outbox.send(client, store, said.append) == 0
+    assert only_run(client).info.status == "FINISHED"
+    assert outbox.waiting(store) == []
+    (line,) = said
+    assert "dropped: the run is there, but no version of the model 'team/smollm': MlflowException: Invalid" in line
+
+
+def test_a_registry_that_does_not_answer_gets_the_version_later(
+    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.put_aside(ended_with_a_version(state, store, "smollm"))
+    said: list[str] = []
+    with monkeypatch.context() as dead:
+        dead.setattr(client, "create_registered_model", lambda name: DeadClient().create_registered_model(name))
+        assert outbox.send(client, store, said.append) == 1
+    assert only_run(client).info.status == "FINISHED"
+    assert outbox.send(client, store, pytest.fail) == 0
+    assert len(client.search_model_versions("name = 'smollm'")) == 1
+
+
+def test_a_store_that_was_emptied_gets_the_whole_run_again(state: Path, store: Store, client: "MlflowClient") -> None:
+    Delivery(state, store).send(client)
+    lost = only_run(client).info.run_id
+    with closing(sqlite3.connect(empty_store())) as empty, closing(sqlite3.connect(store.root / "mlflow.db")) as there:
+        empty.backup(there)
+    note(state, 5, 6)
+    delivery = Delivery(state, store)
+    delivery.send(client)
+    run = only_run(client)
+    assert run.info.run_id == delivery.run_id != lost
+    assert run.data.params == DESCRIPTION.params
+    assert [step for step, _, _ in points(client, run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_its_user_deleted_is_dropped_with_one_line(
+    state: Path, store: Store, client: "MlflowClient"
+) -> None:
+    Delivery(state, store).send(client)
+    client.delete_run(only_run(client).info.run_id)
+    note(state, 5, 6)
+    outbox.put_aside(Delivery(state, store))
+    said: list[str] = []
+    assert outbox.send(client, store, said.append) == 0
+    assert said == ["outbox: abc-1700000000000 dropped: the run was deleted there; nothing more of it is sent"]
+    assert outbox.waiting(store) == []
+    said.clear()
+    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
+    tracker.start(DESCRIPTION)
+    tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
+    assert said == [f"MLflow ({store.shown}): the run was deleted there; nothing more of it is sent"]
+
+
+def test_the_warning_tells_a_refusal_from_an_outage(state: Path, store: Store, client: "MlflowClient") -> None:
+    client.delete_experiment(store.experiment_id(client, "smollm"))
+    said: list[str] = []
+    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
+    tracker.start(DESCRIPTION)
+    tracker.drain()
+    (line,) = said
+    assert "refuses; training goes on. MlflowException: The experiment 1 must be in the 'active' state" in line
+
+
 def test_after_its_deadline_a_store_is_asked_no_more(state: Path, store: Store, client: "MlflowClient") -> None:
     deadline = Deadline()
     delivery = Delivery(state, store, deadline)
-    deadline.set(-1)
-    deadline.set(60)  # no later one moves it
-    with pytest.raises(TimeoutError, match="too slowly"):
+    deadline.limit(-1)
+    deadline.limit(60)  # no later one moves it
+    with deadline.waiting(), pytest.raises(TimeoutError, match="too slowly"):
         delivery.send(client)
     assert delivery.state["offset"] == 0
     Delivery(state, store).send(client)
     assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4]
+
+
+def test_publishing_takes_nothing_from_the_time_that_mlflow_has(
+    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
+    tracker.start(DESCRIPTION)
+    tracker.drain()
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
+    tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
+    assert only_run(client).info.status == "FINISHED"
+    assert said == []
 
 
 def test_a_run_that_waits_already_is_not_closed_again(state: Path, store: Store) -> None:
@@ -306,7 +477,13 @@ def test_another_store_gets_the_whole_run(state: Path, store: Store, client: "Ml
 def test_a_password_is_never_shown() -> None:
     store = Store("https://someone:secret@server.test:8443/mlflow?x=1", Path("/mlruns"))
     assert store.shown == "https://server.test:8443/mlflow?x=1"
-    assert "secret" not in store.key
+
+
+def test_another_password_is_no_other_store(state: Path, store: Store) -> None:
+    outbox.put_aside(Delivery(state, Store("http://me:old@server.test", store.root)))
+    said: list[str] = []
+    outbox.send(DeadClient(), Store("http://me:new@server.test", store.root), said.append)  # type: ignore[arg-type]
+    assert said == ["outbox: abc-1700000000000 not sent, ConnectionError: nobody there"]
 
 
 def test_the_users_store_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +497,15 @@ def test_artifacts_lie_below_mlruns(store: Store, client: "MlflowClient") -> Non
     experiment = client.get_experiment(store.experiment_id(client, "mine"))
     assert experiment.artifact_location == (store.root / "artifacts" / "mine").as_uri()
     assert store.experiment_id(client, "mine") == experiment.experiment_id
+
+
+def test_an_experiment_that_another_process_has_just_made_is_used(
+    store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.experiment_id(client, "mine")
+    real, answers = client.get_experiment_by_name, iter([lambda name: None])
+    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(answers, real)(name))
+    assert store.experiment_id(client, "mine") == made
 
 
 def test_a_run_that_goes_on_is_not_ended_by_its_older_copy_in_the_outbox(
@@ -338,6 +524,89 @@ def test_a_run_that_goes_on_is_not_ended_by_its_older_copy_in_the_outbox(
     run = only_run(client)
     assert run.info.status == "FINISHED"
     assert "error" not in run.data.tags
+
+
+class StuckClient:
+    """Every call fails when it is let go, and not before."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.let_go = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        self.is_asked.set()
+        self.let_go.wait(60)
+        raise ConnectionError("nobody there")
+
+
+@contextmanager
+def sending(store: Store) -> Iterator[None]:
+    """While another process is stuck at sending the first delivery of the outbox."""
+    client = StuckClient()
+    thread = threading.Thread(target=outbox.send, args=(client, store, lambda line: None))
+    thread.start()
+    client.is_asked.wait(60)
+    try:
+        yield
+    finally:
+        client.let_go.set()
+        thread.join()
+
+
+def at_once(action: Callable[[], None]) -> bool:
+    """Whether `action` ends without what it may wait for."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(20)
+    return not thread.is_alive()
+
+
+def test_no_stage_waits_for_a_process_that_sends_the_outbox(state: Path, store: Store, client: "MlflowClient") -> None:
+    older, given_up = state.parent / "older", state.parent / "given up"
+    for directory, mark in ((older, "older-1"), (given_up, "abc-2")):
+        shutil.copytree(state, directory)
+        write_json(directory / "description.json", {**vars(DESCRIPTION), "datasets": [], "mark": mark})
+    outbox.put_aside(Delivery(older, store))
+    tracker = Tracker(state, store, 0.01, 10.0, 0.1, lambda line: None)
+    with sending(store):
+        assert at_once(lambda: tracker.start(DESCRIPTION))
+        assert at_once(lambda: outbox.abandon(given_up, store, 1_700_000_200.0))
+        assert at_once(lambda: tracker.end(Ending("FINISHED", 1_700_000_100.0), {}))
+    assert outbox.send(client, store, pytest.fail) == 0
+
+
+def test_a_stage_waits_a_moment_for_a_process_that_sends_its_own_run(
+    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_MOMENT_SECONDS", 0.1)
+    outbox.put_aside(Delivery(state, store))
+    said: list[str] = []
+    tracker = Tracker(state, store, 0.01, 10.0, 0.1, said.append)
+    with sending(store):
+        assert at_once(lambda: tracker.start(DESCRIPTION))
+        assert at_once(lambda: tracker.end(Ending("FINISHED", 1_700_000_100.0), {}))
+    assert "the outbox does not take it: another process is sending abc-1700000000000" in said[-1]
+    outbox.abandon(state, store, 1_700_000_200.0)  # as the next stage does
+    assert outbox.send(client, store, pytest.fail) == 0
+    assert only_run(client).info.status == "FINISHED"
+
+
+def test_an_outbox_that_cannot_be_used_stops_no_stage(state: Path, store: Store, client: "MlflowClient") -> None:
+    (store.root / "outbox").touch()
+    said: list[str] = []
+    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
+    tracker.start(DESCRIPTION)
+    tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
+    assert "NotADirectoryError" in said[0]
+
+
+def test_folders_that_are_no_deliveries_are_left_alone(state: Path, store: Store, client: "MlflowClient") -> None:
+    outbox.put_aside(Delivery(state, store))
+    (waiting,) = outbox.waiting(store)
+    shutil.copytree(waiting, waiting.with_name("my copy"))
+    waiting.with_name("empty-1").mkdir()
+    assert outbox.send(client, store, pytest.fail) == 0
+    assert not outbox.waiting(store)
+    assert {path.name for path in waiting.parent.iterdir()} == {"my copy", "empty-1"}
 
 
 def test_two_runs_of_the_same_inputs_wait_side_by_side(state: Path, store: Store, client: "MlflowClient") -> None:

@@ -10,8 +10,8 @@ import pandas as pd
 
 from smollm.config.file import load
 from smollm.errors import ConfigError
-from smollm.live_state import Workspace
 from smollm.tracking.store import Store
+from smollm.workspace import Workspace
 
 _COLUMNS = {
     "tags.mlflow.runName": "run",
@@ -45,12 +45,12 @@ def table(runs: pd.DataFrame, stage: str | None, sort: str, descending: bool = F
     Raises:
         SystemExit: there is no such column.
     """
+    stages = runs.get("tags.stage", pd.Series(index=runs.index, dtype=str))
     if stage is not None:
-        runs = runs.loc[runs["tags.stage"] == stage]
-    stages = runs.get("tags.stage", pd.Series(dtype=str))
+        runs, stages = runs.loc[stages == stage], stages.loc[stages == stage]
     runs = runs.assign(checkpoint=_checkpoints(runs, stages))
     kept = runs.reindex(columns=list(_COLUMNS)).rename(columns=_COLUMNS)
-    kept["commit"] = kept["commit"].str[:8]
+    kept["commit"] = kept["commit"].astype("string").str[:8]
     for prefix, shown in _VARYING.items():
         for column in runs.columns[runs.columns.str.startswith(prefix)]:
             if any(part[column].nunique(dropna=True) > 1 for _, part in runs.groupby(stages)):
@@ -77,6 +77,11 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
+def _local(time: pd.Timestamp) -> str:
+    """The local time, as in the training log."""
+    return f"{time.to_pydatetime().astimezone():%Y-%m-%d %H:%M}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the runs that MLflow holds.")
     parser.add_argument("--stage", choices=("tokenize", "pretrain", "finetune"))
@@ -90,14 +95,18 @@ def main() -> None:
         experiment = load(workspace.directory / "params.yaml").tracking.experiment
     except ConfigError as error:
         raise SystemExit(f"ERROR: {error}") from None
-    runs = store.search_runs(experiment)
-    if runs.empty:
-        raise SystemExit(f"No runs yet in experiment {experiment!r} of {store.shown}; `dvc repro` makes some")
+    try:
+        runs = store.search_runs(experiment)
+    except Exception as error:  # whatever a store or the way to it raises
+        raise SystemExit(store.outage(error)) from None
     compared = table(runs, arguments.stage, arguments.sort, arguments.descending)
+    if compared.empty:
+        which = f"runs of {arguments.stage}" if arguments.stage else "runs"
+        raise SystemExit(f"No {which} yet in experiment {experiment!r} of {store.shown}; `dvc repro` makes some")
     if arguments.csv:
         compared.to_csv(arguments.csv, index=False)
     with pd.option_context("display.width", None, "display.max_columns", None, "display.max_colwidth", 40):
-        compared["started"] = compared["started"].dt.strftime("%Y-%m-%d %H:%M")
+        compared["started"] = [_local(time) for time in compared["started"]]
         print(compared.to_string(index=False, float_format=_short, na_rep=""))
 
 

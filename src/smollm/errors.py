@@ -25,7 +25,7 @@ class CheckpointError(PipelineError):
 
 
 class StateError(PipelineError):
-    """The live state of a stage is in use by another process."""
+    """The live state of a stage is in use by another process, or no longer fits what the stage reads."""
 
 
 class TrainingError(PipelineError):
@@ -42,7 +42,7 @@ class NonFinite(TrainingError):
 
 
 class StorageError(PipelineError):
-    """The disk is full, or will be."""
+    """The disk is full, or will be, or refuses to be read or written."""
 
 
 class Interrupted(PipelineError):
@@ -62,5 +62,10 @@ def user_error(error: BaseException) -> PipelineError | None:
         where = f" for {error.filename}" if error.filename else ""
         return StorageError(
             f"the disk must have room{where}, got {error.strerror!r}; free some, then `dvc repro` goes on"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
+        return StorageError(
+            f"the disk must be readable and writable, got {error.strerror!r} for {error.filename or 'a file'}; mend "
+            "that, then `dvc repro` goes on"
         )
     return None

@@ -1,5 +1,6 @@
 """Files written whole or not at all, and content digests as DVC computes them."""
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -69,6 +70,10 @@ def file_digest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+IGNORED = ("__pycache__", "*.pyc", ".venv", ".resume", "mlruns")
+"""What .dvcignore keeps from DVC's sight in any directory."""
+
+
 def dvc_digest(path: Path) -> str | None:
     """The md5 that DVC gives a file or a directory (its ``.dir`` form); None where nothing is."""
     if path.is_file():
@@ -78,7 +83,11 @@ def dvc_digest(path: Path) -> str | None:
     entries = [
         {"md5": file_digest(file, "md5"), "relpath": file.relative_to(path).as_posix()}
         for file in path.rglob("*")
-        if file.is_file()
+        if file.is_file() and not any(map(_is_ignored, file.relative_to(path).parts))
     ]
     listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
     return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _is_ignored(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in IGNORED)

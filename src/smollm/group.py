@@ -1,23 +1,27 @@
 """The processes that train one model together, and what they tell each other.
 
 Each has a rank. One of them, the chief, keeps the books: live state, checkpoints, tracking, outputs. The others
-compute and have nothing of their own on the disk. A process by itself is a group of one, and its own chief.
+compute, and nothing that they write is kept. A process by itself is a group of one, and its own chief.
 """
 
 import gc
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(minutes=30)
-"""How long one waits for the others: they may be computing, or be stuck on a node that is gone."""
+_MEETING, _PATIENCE = timedelta(minutes=5), timedelta(minutes=30)
+"""How long one waits for the others: to be started, and while they compute, or are stuck on a node that is gone."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Group:
     local_rank: int = 0
     """Among those on this machine."""
     local_size: int = 1
+    store: Store | None = None
+    """What all processes of the group can write to and read."""
 
     @classmethod
     def alone(cls) -> "Group":
@@ -47,8 +53,9 @@ class Group:
         if has_gpu:
             torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
-        distributed.init_process_group(backend, timeout=_PATIENCE)
-        group = cls(distributed.get_rank(), distributed.get_world_size(), 0, local_rank, local_size)
+        store, rank, size = next(rendezvous("env://", timeout=_MEETING))
+        distributed.init_process_group(backend, timeout=_PATIENCE, world_size=size, rank=rank, store=store)
+        group = cls(rank, size, 0, local_rank, local_size, store)
         leaders = group.gather(leads)
         return replace(group, chief=leaders.index(True) if True in leaders else 0)
 
@@ -61,6 +68,27 @@ class Group:
         if self.size > 1:
             gc.collect()  # NCCL waits for ever for the end of a graph with an exchange in it
             distributed.destroy_process_group()
+
+    def announce(self, end: str, seconds: float) -> None:
+        """Tell all processes why they end, and wait so many seconds at most until they have heard."""
+        if self.store is None:
+            return
+        with suppress(distributed.DistError):  # whoever keeps the store is gone
+            self.store.set("end", end)
+            deadline = time.monotonic() + seconds
+            while self.store.add("heard", 0) < self.size and time.monotonic() < deadline:
+                time.sleep(0.1)
+
+    def announced(self) -> str | None:
+        """What another has announced; asked for once by each process where there is something.
+
+        Raises:
+            DistError: the process that keeps the store is gone.
+        """
+        if self.store is None or not self.store.check(["end"]):
+            return None
+        self.store.add("heard", 1)
+        return str(self.store.get("end"), "utf-8")
 
     def share(self, value: T) -> T:
         """The chief's `value`, in every process."""

@@ -114,6 +114,35 @@ def choose(runtime: RuntimeConfig, steps: int | None = None) -> Hardware:
     return Hardware(device, precision, compiled, name)
 
 
+def count_processes(runtime: RuntimeConfig, sequences: int) -> int:
+    """How many processes this machine gets: one a GPU, as far as the sequences of a step can be dealt out evenly.
+
+    Raises:
+        TrainingError: there are not as many GPUs as are wanted.
+    """
+    is_gpu = takes_gpus(runtime)
+    gpus = torch.cuda.device_count() if is_gpu else 0
+    if isinstance(runtime.processes, Auto):
+        return max(n for n in range(1, max(1, gpus) + 1) if sequences % n == 0)
+    has_apple = runtime.device in (DeviceKind.AUTO, DeviceKind.MPS) and torch.backends.mps.is_available()
+    if runtime.processes > 1 and has_apple:
+        raise TrainingError(
+            f"params.yaml: runtime.processes must be 1 on a Mac's GPU, got {runtime.processes}; or set runtime.device "
+            "to cpu"
+        )
+    if is_gpu and runtime.processes > gpus:
+        raise TrainingError(
+            f"params.yaml: runtime.processes must be at most the {gpus} GPUs of this machine, "
+            f"got {runtime.processes}; use auto"
+        )
+    return runtime.processes
+
+
+def takes_gpus(runtime: RuntimeConfig) -> bool:
+    """Whether each process has an NVIDIA GPU of its own."""
+    return runtime.device in (DeviceKind.AUTO, DeviceKind.CUDA) and torch.cuda.is_available()
+
+
 def _compiler_exists() -> bool:
     """torch.compile turns code for the CPU into C++."""
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smollm.errors import StateError
+
 EVENT = "event"
 """Kind of the records that are a line of the training log; any number may share a step."""
 
 COMPLETE = "complete"
 """Kind of the record that the work is done; only its outputs may be missing after it."""
+
+HARDWARE = "hardware"
+"""Kind of the record of what a start of the stage runs on; the newest says what goes on."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,11 @@ class Record:
 
 
 def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
-    """Complete records from byte `offset` on, each with the offset that follows it."""
+    """Complete records from byte `offset` on, each with the offset that follows it.
+
+    Raises:
+        StateError: a line is damaged.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -39,9 +48,16 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
         for line in file:
             if not line.endswith(b"\n"):
                 return
+            try:
+                values = json.loads(line)
+                record = Record(values.pop("kind"), values.pop("step"), values.pop("time"), values)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise StateError(
+                    f"{path}: must hold a record in each line, got another at byte {offset}; remove {path.parent} to "
+                    "begin the stage anew"
+                ) from None
             offset += len(line)
-            values = json.loads(line)
-            yield Record(values.pop("kind"), values.pop("step"), values.pop("time"), values), offset
+            yield record, offset
 
 
 class Journal:
@@ -59,12 +75,12 @@ class Journal:
         self._end = end
 
     def append(self, kind: str, step: int, **values: object) -> None:
-        """Record `values`, unless this kind of record exists for `step` already.
+        """Record `values`, unless this kind of record exists for `step` already and may only once.
 
         Raises:
             OSError: the disk is full; nothing was recorded.
         """
-        if kind != EVENT and (kind, step) in self._seen:
+        if kind not in (EVENT, HARDWARE) and (kind, step) in self._seen:
             return
         text = json.dumps({"kind": kind, "step": step, "time": time.time(), **values}, ensure_ascii=False)
         line = text.encode() + b"\n"

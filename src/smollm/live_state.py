@@ -7,85 +7,28 @@ afresh, and the state of abandoned ones is removed, as is that of a stage which 
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
-from smollm.config.file import read_values
 from smollm.errors import StateError
-from smollm.files import dvc_digest
 from smollm.journal import COMPLETE, Journal
+from smollm.workspace import Workspace
+
+LEADER = "SMOLLM_LEADER"
+"""Names, where several processes do the work of one, the process that started them and ends them all."""
 
 _DYING_SECONDS = 30.0
 """A killed process holds its lock until the disk has taken what it was writing."""
 
-
-@dataclass(frozen=True)
-class Workspace:
-    """Where a stage runs, and where its repository is."""
-
-    directory: Path
-    """The working tree whose dvc.yaml, params and outputs are used."""
-    root: Path
-    """The repository that outlives it: the same, but for DVC's temporary experiment folders."""
-
-    @classmethod
-    def find(cls, directory: Path) -> "Workspace":
-        """The workspace at `directory`; DVC names the repository in DVC_ROOT."""
-        root = os.environ.get("DVC_ROOT")
-        return cls(directory, Path(root) if root else directory)
-
-    def stage(self, name: str) -> dict[str, Any]:
-        """The stage's entry in dvc.yaml."""
-        text = (self.directory / "dvc.yaml").read_text(encoding="utf-8")
-        stages: dict[str, dict[str, Any]] = yaml.safe_load(text)["stages"]
-        return stages[name]
-
-    def fingerprint(self, name: str, inputs: dict[str, str | None]) -> str:
-        """Of the stage as it would run now, with these `inputs`."""
-        return fingerprint_of(self.stage(name)["cmd"], inputs, self.params(name))
-
-    def states(self) -> Iterator[tuple[str, Path]]:
-        """Each live state of the repository: its stage, and its folder, named by its fingerprint."""
-        for directory in sorted((self.root / ".resume").glob("*/[!.]*")):
-            yield directory.parent.name, directory
-
-    def inputs(self, name: str) -> dict[str, str | None]:
-        """The digest of each of the stage's dependencies, by path."""
-        return {path: dvc_digest(self.directory / path) for path in self.stage(name)["deps"]}
-
-    def recorded_params(self, name: str) -> dict[str, Any] | None:
-        """The values of the stage's params in dvc.lock, None where DVC has no result of it."""
-        params: dict[str, Any] | None = self._recorded(name).get("params", {}).get("params.yaml")
-        return params
-
-    def params(self, name: str) -> dict[str, Any]:
-        """The values of the params that the stage declares."""
-        values = read_values(self.directory / "params.yaml")
-        return {key: values.get(key) for key in self.stage(name)["params"]}
-
-    def is_recorded(self, name: str, fingerprint: str) -> bool:
-        """Whether dvc.lock holds the result of the stage for this fingerprint."""
-        entry = self._recorded(name)
-        inputs = {dependency["path"]: dependency.get("md5") for dependency in entry.get("deps", [])}
-        return fingerprint_of(entry.get("cmd", ""), inputs, self.recorded_params(name) or {}) == fingerprint
-
-    def _recorded(self, name: str) -> dict[str, Any]:
-        """The stage's entry in dvc.lock, empty where it has none."""
-        lock = self.directory / "dvc.lock"
-        # not by PyYAML, to which DVC's `1e-05` is a text
-        stages = read_values(lock).get("stages", {}) if lock.exists() else {}
-        entry: dict[str, Any] = stages.get(name, {})
-        return entry
+_PATIENCE_SECONDS = 7 * 24 * 3600.0
+"""DVC removes the folder of a queued experiment that was killed; it may be queued again, and then goes on."""
 
 
 def drop_recorded(workspace: Workspace, on_removal: Callable[[Path], None]) -> None:
@@ -113,12 +56,6 @@ def drop_all(workspace: Workspace, say: Callable[[str], None], on_removal: Calla
     drop_recorded(workspace, on_removal)
     for stage, directory in workspace.states():
         _remove(directory, workspace, _announced(stage, say, on_removal))
-
-
-def fingerprint_of(command: str, inputs: dict[str, str | None], params: dict[str, Any]) -> str:
-    """What a stage computes, in 16 hexadecimal digits."""
-    text = json.dumps([command, inputs, params], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class LiveState:
@@ -192,7 +129,8 @@ class LiveState:
             StateError: code, inputs or params are no longer those that the stage started with. DVC
                 would record the new ones with the result of the old ones.
         """
-        if self.workspace.fingerprint(self.stage, self.workspace.inputs(self.stage)) != self.fingerprint:
+        now = replace(self.workspace, values=None)
+        if now.fingerprint(self.stage, now.inputs(self.stage)) != self.fingerprint:
             raise StateError(
                 f"{self.stage}: its params, code and inputs must stay as they are while it runs, got others since its "
                 "start; put them back and run `dvc repro` to have its result, or run `dvc repro` for the new ones"
@@ -202,13 +140,17 @@ class LiveState:
         said = False
         while True:
             self.directory.mkdir(parents=True, exist_ok=True)
-            file = (self.directory / "lock").open("a+")
+            try:
+                file = (self.directory / "lock").open("a+")
+            except FileNotFoundError:  # another process has just removed the state
+                continue
             holder = _lock(file, self.workspace)
             if holder is None:
                 if _is_file_at(file, self.directory / "lock"):
                     file.seek(0)
                     file.truncate()
-                    json.dump({"pid": os.getpid(), "workspace": str(self.workspace.directory)}, file)
+                    pid = int(os.environ.get(LEADER, os.getpid()))
+                    json.dump({"pid": pid, "workspace": str(self.workspace.directory)}, file)
                     file.flush()
                     return file
             elif holder.get("workspace") == str(self.workspace.directory):
@@ -255,7 +197,7 @@ def _remove(directory: Path, workspace: Workspace, on_removal: Callable[[Path], 
         return None
     with file:
         holder = _lock(file, workspace)
-        if holder is None and not _is_for_others(file, workspace):
+        if holder is None and not _is_for_others(directory, file, workspace):
             with suppress(OSError):
                 on_removal(directory)
                 # renamed first: a kill in between leaves nothing that passes for a state
@@ -266,10 +208,13 @@ def _remove(directory: Path, workspace: Workspace, on_removal: Callable[[Path], 
         return holder
 
 
-def _is_for_others(file: IO[str], workspace: Workspace) -> bool:
-    """Whether the state's last process ran in another workspace, which may yet go on with it."""
+def _is_for_others(directory: Path, file: IO[str], workspace: Workspace) -> bool:
+    """Whether the state's last process ran in another workspace, where one may yet go on with it."""
     owner = Path(_read_holder(file).get("workspace", workspace.directory))
-    return owner != workspace.directory and owner.exists()
+    if owner == workspace.directory:
+        return False
+    is_recent = time.time() - directory.stat().st_mtime < _PATIENCE_SECONDS
+    return owner.exists() or (is_recent and not _is_complete(directory))
 
 
 def _lock(file: IO[str], workspace: Workspace) -> dict[str, Any] | None:

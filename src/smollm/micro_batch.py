@@ -1,6 +1,7 @@
 """How many sequences are computed at once, found out before the first step."""
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -100,13 +101,19 @@ def rehearse_divided(
         two.compile_parts()
     if hardware.device.type != "cuda":
         return most
+    most = group.agree(most, min)
     everything, shallow, deeper = (4 * sum(weight.numel() for weight in m.parameters()) for m in (model, one, two))
     block, share = deeper - shallow, batches.sequences // group.size
+    gc.collect()
+    torch.cuda.empty_cache()  # what the rehearsal took is free
     free = 0.95 * torch.cuda.mem_get_info()[0]
     sizes = candidates(most, batches.length, most * batches.length) if isinstance(wanted, Auto) else [most]
     for size in sizes:
-        first, second = (_growth(twin, batches, size, hardware) for twin in (one, two))
-        activations = first + (second - first - block) * (model.config.num_hidden_layers - 1)
+        try:
+            first, second = (_growth(twin, batches, size, hardware) for twin in (one, two))
+            activations: float = first + (second - first - block) * (model.config.num_hidden_layers - 1)
+        except torch.OutOfMemoryError:
+            activations = math.inf
         # weights, gradients and two moments; what is gathered: weights of two blocks and of the head, gradients of
         # two blocks, or of all while there are several micro-batches
         divided, gathered = 4 * everything / group.size, shallow + block + (everything if size < share else block)

@@ -1,5 +1,6 @@
 """What the three stages have in common: live state, tracking, publishing, and how they end."""
 
+import io
 import json
 import shutil
 import sys
@@ -16,15 +17,19 @@ from smollm.config.tracking import TrackingConfig
 from smollm.errors import Interrupted, user_error
 from smollm.files import dvc_digest, write_json
 from smollm.journal import COMPLETE
-from smollm.live_state import LiveState, Workspace
+from smollm.live_state import LiveState
 from smollm.progress import say
 from smollm.tracking.delivery import Dataset, Description, Ending, Version
 from smollm.tracking.outbox import abandon
 from smollm.tracking.store import Store
 from smollm.tracking.tracker import Tracker
+from smollm.workspace import Workspace
 
 _NAMED = 4
 """Differences from the preset that fit into the name of a run."""
+
+_LONGEST_NAME, _LONGEST_DIFFERENCE = 250, 40
+"""Characters of a run's name, as many as MLflow's databases take, and of one difference in it."""
 
 
 @dataclass
@@ -96,8 +101,8 @@ def run_stage(
         )
         tracker.start(_describe(run, tracking.experiment, story(run)))
         params = state.directory / "params.yaml"
-        shutil.copyfile(workspace.directory / "params.yaml", params)
         with _ending(run, tracker):
+            shutil.copyfile(workspace.directory / "params.yaml", params)
             if state.is_complete:
                 run.log("finished before; publishing its outputs again")
             else:
@@ -109,7 +114,7 @@ def run_stage(
             state.check_unchanged()
             _write_run_json(run, tracker)
             # a run that was continued belongs to the experiment that finished it
-            tags = _output_tags(run) | provenance.dvc_state() | {"mlflow.runName": _run_name(run)}
+            tags = _output_tags(run) | provenance.dvc_state() | {"mlflow.runName": run_name(run.name, run.workspace)}
             run.artifacts["params.yaml"] = params
             version = _version(run, tags) if run.registers else None
         tracker.end(Ending("FINISHED", time.time(), tags, version), run.artifacts)
@@ -135,7 +140,7 @@ def _describe(run: StageRun, experiment: str, story: Story) -> Description:
     return Description(
         mark=f"{run.state.fingerprint}-{int(started * 1000)}",  # the outbox sorts by the time in it
         experiment=experiment,
-        run_name=_run_name(run),
+        run_name=run_name(run.name, run.workspace),
         started=started,
         user=provenance.user(),
         params=story.params,
@@ -154,19 +159,23 @@ def _describe(run: StageRun, experiment: str, story: Story) -> Description:
     )
 
 
-def _run_name(run: StageRun) -> str:
+def run_name(stage: str, workspace: Workspace) -> str:
     """Stage, preset, what differs from it, and DVC's experiment."""
-    return " ".join(filter(None, [run.name, *_differences(run), provenance.dvc_state().get("dvc.experiment")]))
+    words = [stage, *_differences(stage, workspace), provenance.dvc_state().get("dvc.experiment")]
+    return _shortened(" ".join(filter(None, words)), _LONGEST_NAME)
 
 
-def _differences(run: StageRun) -> list[str]:
+def _differences(stage: str, workspace: Workspace) -> list[str]:
     """The preset that the params come from, and the stage's settings that differ from it, the first few."""
-    workspace = run.workspace
     preset = str(read_values(workspace.directory / "params.yaml").get("preset"))
     base = workspace.directory / "presets" / f"{preset}.yaml"
-    changed = provenance.differences(workspace.params(run.name), read_values(base)) if base.exists() else []
+    changed = provenance.differences(workspace.params(stage), read_values(base)) if base.exists() else []
     more = [f"+{len(changed) - _NAMED}"] if len(changed) > _NAMED else []
-    return [preset, *changed[:_NAMED], *more]
+    return [preset, *(_shortened(one, _LONGEST_DIFFERENCE) for one in changed[:_NAMED]), *more]
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _version(run: StageRun, tags: dict[str, str]) -> Version:
@@ -239,6 +248,8 @@ def _shown_uri(run: StageRun) -> str:
 
 def main(stage: Callable[[], None]) -> None:
     """Run a stage as a program: an error of the user's is one line, and the exit code is not 0."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of samples in a script that the terminal's encoding lacks
     try:
         stage()
     except Exception as error:

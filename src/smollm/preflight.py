@@ -13,8 +13,8 @@ from smollm.config.file import Config, load
 from smollm.config.model import ModelConfig
 from smollm.config.training import OptimizerKind, TrainingConfig
 from smollm.errors import ConfigError, PipelineError, StorageError, TrainingError
-from smollm.live_state import Workspace
 from smollm.throughput import flops_per_token, parameter_count
+from smollm.workspace import Workspace
 
 if TYPE_CHECKING:
     from smollm.hardware import Hardware
@@ -45,14 +45,19 @@ class Preflight:
         """Whether `steps` steps end in time on any machine."""
         return self.step_flops * steps / _SLOWEST <= 3600 * self.max_hours
 
-    def check_bound(self, steps: int, hardware: "Hardware") -> None:
+    def check_bound(self, steps: int, hardware: "Hardware", processes: int) -> None:
         """Refuse `steps` steps that would take too long if they were matrix products alone.
+
+        Args:
+            steps: that are left.
+            hardware: of one process.
+            processes: that share a step.
 
         Raises:
             TrainingError: they would.
         """
         if not self.is_short(steps):
-            rate = _BUSY * hardware.product_rate()
+            rate = _BUSY * hardware.product_rate() * processes
             seconds = self.step_flops / rate
             self._check(
                 steps, seconds, "at least", f"{rate / 1e9:,.0f} GFLOP/s, faster than {hardware.name} multiplies"
@@ -129,13 +134,13 @@ def refuse_endless(workspace: Workspace) -> None:
         limit = Preflight(stage, config.model, training, config.runtime.max_hours, workspace.directory / "presets")
         if limit.is_short(training.steps) or workspace.recorded_params(stage) == workspace.params(stage):
             continue
-        from smollm.hardware import choose  # brings torch, which a short one does not need here
+        from smollm.hardware import choose, count_processes  # bring torch, which a short one does not need here
 
         try:
-            hardware = choose(config.runtime)
+            hardware, processes = choose(config.runtime), count_processes(config.runtime, training.sequences_per_step)
         except TrainingError:
             continue
-        limit.check_bound(training.steps, hardware)
+        limit.check_bound(training.steps, hardware, processes)
 
 
 def check_vocabulary(tokens: int, model: ModelConfig) -> None:

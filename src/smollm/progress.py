@@ -55,7 +55,7 @@ class Progress:
             self._last_line = now
             values = "".join(f"  {name} {value}" for name, value in shown.items())
             if self.total is None:
-                say(f"{self.title}: {self.done:,} {self.unit}{values}")
+                say(f"{self.title}: {tqdm.format_sizeof(self.done)}{self.unit}{values}")
             else:
                 rate = (self.done - self._first) / max(now - self._began, 1e-9)
                 left = duration((self.total - self.done) / max(rate, 1e-9))

@@ -16,13 +16,15 @@ from typing import Any
 def git_state(workspace: Path) -> dict[str, str]:
     """Commit, branch and dirtiness of the working tree; empty outside a Git repository.
 
-    In one of DVC's temporary experiment folders the commit is the experiment's own.
+    In one of DVC's temporary experiment folders the commit is the experiment's own. What DVC itself
+    removes and rewrites around a stage makes no tree dirty.
     """
     commit = _git(workspace, "rev-parse", "HEAD")
     if commit is None:
         return {}
     branch = _git(workspace, "rev-parse", "--abbrev-ref", "HEAD") or ""
-    changes = _git(workspace, "status", "--porcelain", "--untracked-files=no")
+    written = (":!dvc.lock", ":!reports")
+    changes = _git(workspace, "status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return {"git.commit": commit, "git.branch": branch, "git.dirty": str(bool(changes)).lower()}
 
 

@@ -135,5 +135,6 @@ def _draw_losses(path: Path, title: str, records: list[Record]) -> None:
         axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
         axes.grid(alpha=0.3)
         axes.legend()
+        path.unlink(missing_ok=True)  # it may be a link into DVC's cache
         figure.savefig(path, format="svg", metadata={"Date": None})
         pyplot.close(figure)

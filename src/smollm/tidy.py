@@ -7,11 +7,12 @@ run when `dvc repro` has brought everything up to date: nothing is left to go on
 import time
 from pathlib import Path
 
-from smollm.live_state import Workspace, drop_all
+from smollm.live_state import drop_all
 from smollm.pipeline import main
 from smollm.progress import say
 from smollm.tracking.outbox import abandon, send_waiting, waiting
 from smollm.tracking.store import Store
+from smollm.workspace import Workspace
 
 
 def tidy() -> None:

@@ -16,11 +16,11 @@ from smollm.config.tracking import TrackingConfig
 from smollm.corpus import Source
 from smollm.describe import STAGES
 from smollm.files import replace_directory, write_atomically, write_json
-from smollm.live_state import Workspace
 from smollm.pipeline import StageRun, Story
 from smollm.preflight import check_vocabulary
 from smollm.progress import Progress, say
 from smollm.selection import Split, training_texts
+from smollm.workspace import Workspace
 
 
 @dataclass(frozen=True)

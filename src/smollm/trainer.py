@@ -331,18 +331,24 @@ class Trainer:
         )
 
     def _record_ranks(self, speed: float) -> None:
-        """Journal how the processes of a group differ; validation, unlike a step, waits for nobody."""
+        """Journal how the processes of a group differ; validation, unlike a step, waits for nobody.
+
+        Where weights are divided it does, and nobody is slower than another.
+        """
         if self.group.size == 1:
             return
         found = self.group.gather((speed, self.hardware.peak_memory_gib()))
         speeds, memory = ([values[index] for values in found] for index in (0, 1))
         slowest = min(range(self.group.size), key=lambda rank: speeds[rank])
+        of_speed = {
+            "slowest_rank": slowest,
+            "slowest_tokens_per_second": speeds[slowest],
+            "fastest_tokens_per_second": max(speeds),
+        }
         self.journal.append(
             "ranks",
             self.step,
-            slowest_rank=slowest,
-            slowest_tokens_per_second=speeds[slowest],
-            fastest_tokens_per_second=max(speeds),
+            **({} if self.model.is_divided else of_speed),
             least_memory_gib=min(memory),
             most_memory_gib=max(memory),
         )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,8 +25,7 @@ from smollm.errors import CheckpointError, NonFinite, TrainingError
 from smollm.evaluate import Evaluator
 from smollm.files import dvc_digest, replace_directory
 from smollm.group import Group
-from smollm.journal import Journal
-from smollm.live_state import Workspace
+from smollm.journal import HARDWARE, Journal
 from smollm.pipeline import StageRun, Story
 from smollm.preflight import Preflight, check_vocabulary
 from smollm.progress import Progress, duration, say
@@ -35,6 +34,7 @@ from smollm.throughput import flops_per_token, parameter_count
 from smollm.tokens import TRAIN, VALIDATION, open_tokenizer, open_tokens, read_manifest, token_bytes
 from smollm.tracking.delivery import Dataset
 from smollm.trainer import Plan, StopSignal, Trainer
+from smollm.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class TrainingStage:
             group.share(is_told := True)
             if (killed := launch.starts_before()) > 0:
                 limit = self.runtime.max_restarts
-                run.log(f"a process was killed; all have started anew, for the {killed}. of {limit} times")
+                run.log(f"a process ended; all have started anew, restart {killed} of {limit}")
             self._work(group, _Desk.of(run, self.runtime.keep_checkpoints), run)
 
         pipeline.run_stage(self.name, self.workspace, self.tracking, self._story, work, self._publish)
@@ -131,8 +131,9 @@ class TrainingStage:
         resumed = desk.store.newest(lambda line: desk.log(line, first_step))
         if group.is_chief:
             limit.check_disk(desk.store.directory, desk.store.keep)
-            limit.check_bound(self.training.steps - (resumed.state.step - first_step if resumed else 0), machine)
-        trainer = self._build(desk, machine, first_step, group)
+            left = self.training.steps - (resumed.state.step - first_step if resumed else 0)
+            limit.check_bound(left, machine, group.size)
+        trainer = self._build(desk, machine, first_step, resumed.state.step if resumed else first_step, group)
         given = checkpoint.shared(group, resumed or start)
         if given:
             trainer.restore(given)
@@ -156,26 +157,26 @@ class TrainingStage:
                 f"{self.name}: as many processes must train as divide the {sequences} sequences of a step, got "
                 f"{group.size} on all machines together; use {near}"
             )
-        if group.size == group.local_size:
-            return
-        # what another stage leaves behind is the chief's to read
-        own = self.workspace.stage(self.name)["deps"] if group.local_rank == 0 else []
+        # one machine has the same files for all; what another stage leaves behind is the chief's to read
+        is_first = group.local_rank == 0 and group.size > group.local_size
+        own = self.workspace.stage(self.name)["deps"] if is_first else []
         inputs = {
             path: dvc_digest(self.workspace.directory / path) for path in own if not path.startswith("checkpoints")
         }
-        values = {**self.workspace.params(self.name), **inputs}
-        found = group.gather(values if group.local_rank == 0 else None)
-        chief = next(one for one in found[group.chief :: -1] if one is not None)
+        of_machine = ("device", "processes", "max_restarts", "max_hours")
+        runtime = {f"runtime.{k}": str(v) for k, v in asdict(self.runtime).items() if k not in of_machine}
+        versions = {"torch": torch.__version__}
+        found = group.gather({**self.workspace.params(self.name), **inputs, **runtime, **versions})
         for rank, other in enumerate(found):
-            odd = provenance.differences(other, chief) if other is not None else []
+            odd = provenance.differences(other, found[group.chief])
             if odd:
                 raise TrainingError(
-                    f"{self.name}: all machines must have the same params, code and data, got {odd[0]} where rank "
-                    f"{rank} runs, unlike rank {group.chief}; bring them to one commit and `dvc pull`"
+                    f"{self.name}: all machines must have the same params, code, data and torch, got {odd[0]} where "
+                    f"rank {rank} runs, unlike rank {group.chief}; bring them to one commit and `dvc pull`"
                 )
 
-    def _build(self, desk: "_Desk", machine: hardware.Hardware, first_step: int, group: Group) -> Trainer:
-        """A trainer at the stage's beginning, with the micro-batch that fits."""
+    def _build(self, desk: "_Desk", machine: hardware.Hardware, first_step: int, done: int, group: Group) -> Trainer:
+        """A trainer at the stage's beginning, with the micro-batch that fits; it will go on from step `done`."""
         text, manifest = self._load_tokenizer()
         length = self.training.sequence_length
         tokens = open_tokens(self._tokens / f"{TRAIN}.bin", manifest["dtype"])
@@ -189,7 +190,7 @@ class TrainingStage:
         model, optimizer, micro_batch = assemble(
             self.model, self.training, self.runtime, batches, end, machine, warn, group
         )
-        self._note_hardware(desk, machine, model.is_compiled, micro_batch, first_step, group)
+        self._note_hardware(desk, machine, model.is_compiled, micro_batch, done, group)
         plan = Plan(
             self.name,
             desk.store.fingerprint,
@@ -270,7 +271,7 @@ class TrainingStage:
             )
         )
         desk.journal.append(
-            "hardware",
+            HARDWARE,
             step,
             processes=group.size,
             device=machine.device.type,
@@ -305,7 +306,7 @@ class TrainingStage:
         }
         report.write_training(run.reports, f"{self.name}: loss", records, facts)
         run.facts |= report.speed_metrics(records)
-        run.facts["device"] = next(r.values["device_name"] for r in reversed(records) if r.kind == "hardware")
+        run.facts["device"] = next(r.values["device_name"] for r in reversed(records) if r.kind == HARDWARE)
         names = ("metrics.json", "training_log.txt", "loss.svg", "losses.tsv", "validation.tsv", "speed.tsv")
         run.artifacts |= {name: run.reports / name for name in names}
         if self.continues is not None:

@@ -2,7 +2,7 @@
 
 journal.jsonl      what happened
 description.json   name, params, tags and inputs of the run, known at its start
-delivery.json      the run's id, and what MLflow has acknowledged
+delivery.json      the store, the run's id there, and what it has acknowledged
 status.json        how the run ended, with the last tags; missing while it runs
 artifacts/         files to upload at the end
 """
@@ -12,11 +12,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from smollm.files import link_or_copy, write_json
-from smollm.journal import EVENT, Record, read
-from smollm.tracking.store import Deadline, Store
+from smollm.journal import EVENT, HARDWARE, Record, read
+from smollm.tracking.store import Deadline, Store, refuses
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,6 +104,10 @@ class Ending:
     version: Version | None = None
 
 
+class Dropped(Exception):
+    """A run has ended of which MLflow will never take the rest; the message says why."""
+
+
 class Delivery:
     """One run on its way to MLflow."""
 
@@ -112,8 +116,12 @@ class Delivery:
         self._deadline = deadline or Deadline()
         self._state_file = directory / "delivery.json"
         state = read_json(self._state_file)
-        fresh = {"store": store.key, "store_shown": store.shown, "offset": 0}
-        self.state: dict[str, Any] = state if state.get("store") == store.key else fresh
+        self.state: dict[str, Any] = state if state.get("store_shown") == store.shown else self._unsent
+
+    @property
+    def _unsent(self) -> dict[str, Any]:
+        """The state of a run that MLflow knows nothing of."""
+        return {"store_shown": self.store.shown, "offset": 0}
 
     @property
     def run_id(self) -> str | None:
@@ -135,16 +143,34 @@ class Delivery:
         return bool(self.state.get("done"))
 
     def send(self, client: "MlflowClient") -> None:
-        """Send all that MLflow has not acknowledged; raises what MLflow raises, or TimeoutError."""
-        if not (self.directory / "description.json").exists():
-            self._note(done=True)  # killed before it could say what it was
+        """Send all that MLflow has not acknowledged.
+
+        Raises:
+            Dropped: MLflow will not take the rest; the delivery is done.
+            Exception: what MLflow raises, or TimeoutError; the rest can be sent later.
+        """
+        if self.is_done:
             return
+        try:
+            self._send(client)
+        except Exception as error:
+            if self.run_id is None or not refuses(error):
+                raise
+            stage = _lifecycle(client, self.run_id)
+            if stage == "active":
+                raise
+            if stage == "deleted":
+                self._drop("the run was deleted there; nothing more of it is sent", error)
+            self.state = self._unsent  # the store was emptied
+            self._send(client)
+
+    def _send(self, client: "MlflowClient") -> None:
         run_id = self.run_id or self._create_run(client)
         if not self.state.get("described"):
             self._describe(client, run_id)
         self._send_journal(client, run_id)
         ending = read_json(self.directory / "status.json")
-        if ending and not self.is_done:
+        if ending:
             version = ending.pop("version", None)
             self._finish(client, run_id, Ending(**ending, version=Version(**version) if version else None))
 
@@ -155,6 +181,11 @@ class Delivery:
 
     def note_aside(self) -> None:
         self._note(aside=True)
+
+    def begin(self, description: Description) -> None:
+        """Note what the run is, and which store it is for."""
+        self._note()
+        write_json(self.directory / "description.json", asdict(description))
 
     def reopen(self) -> None:
         """Go on with a run that ended early."""
@@ -168,6 +199,10 @@ class Delivery:
             link_or_copy(path, self.directory / "artifacts" / name)
         write_json(self.directory / "status.json", asdict(ending))
 
+    def _drop(self, why: str, error: Exception) -> NoReturn:
+        self._note(done=True)
+        raise Dropped(why) from error
+
     def _note(self, **values: object) -> None:
         self.state |= values
         write_json(self._state_file, self.state)
@@ -180,8 +215,8 @@ class Delivery:
         description = self._description()
         experiment = self.store.experiment_id(client, description.experiment)
         # a kill between MLflow's answer and our note of it must not leave a second run
-        run_id = _find(client, experiment, description.mark)
-        if run_id is None:
+        known = _find(client, experiment, description.mark)
+        if not known:
             tags = {
                 _MARK: description.mark,
                 "mlflow.user": description.user,
@@ -190,24 +225,22 @@ class Delivery:
                 **description.tags,
             }
             started = int(description.started * 1000)
-            run_id = str(client.create_run(experiment, started, tags, description.run_name).info.run_id)
+            client.create_run(experiment, started, tags, description.run_name)
+            known = _find(client, experiment, description.mark)
+        run_id, *repeated = known
         self._note(run_id=run_id, experiment=description.experiment, experiment_id=experiment)
+        for one in repeated:  # MLflow's client creates again by itself where an answer was lost
+            client.delete_run(one)
         return run_id
 
     @staticmethod
     def _parent_tag(client: "MlflowClient", experiment: str, description: Description) -> dict[str, str]:
         parent = description.parent_run_id
         if parent is None and description.parent_mark is not None:
-            parent = _find(client, experiment, description.parent_mark)
+            parent = next(iter(_find(client, experiment, description.parent_mark)), None)
         if parent is None:
             return {}
-        from mlflow.exceptions import MlflowException
-
-        try:
-            client.get_run(parent)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        if _lifecycle(client, parent) is None:
             return {"smollm.parent_in_another_store": parent}
         return {"mlflow.parentRunId": parent}
 
@@ -247,7 +280,7 @@ class Delivery:
         for record, after in read(self.directory / "journal.jsonl", start):
             offset = after
             batch += [Metric(name, value, int(record.time * 1000), record.step) for name, value in metrics(record)]
-            if record.kind == "hardware":
+            if record.kind == HARDWARE:
                 tags += [RunTag(f"hardware.{name}", str(value)) for name, value in record.values.items()]
             if record.kind == "sample":
                 samples.append(record)
@@ -300,10 +333,16 @@ class Delivery:
             client.log_artifact(run_id, str(file), None if folder == Path() else folder.as_posix())
         self._deadline.check()
         client.log_batch(run_id, tags=[RunTag(name, value[:5000]) for name, value in ending.tags.items()])
-        if ending.version is not None:
-            self._register(client, run_id, ending.version)
         self._deadline.check()
         client.set_terminated(run_id, ending.status, int(ending.ended * 1000))
+        if ending.version is not None:
+            try:
+                self._register(client, run_id, ending.version)
+            except Exception as error:
+                if not refuses(error):
+                    raise
+                name = ending.version.model
+                self._drop(f"the run is there, but no version of the model {name!r}: {self.store.reason(error)}", error)
         self._note(done=True)
 
     def _register(self, client: "MlflowClient", run_id: str, version: Version) -> None:
@@ -324,10 +363,21 @@ class Delivery:
             )
 
 
-def _find(client: "MlflowClient", experiment: str, mark: str) -> str | None:
-    """The id of the run with this mark, if MLflow has it."""
-    known = client.search_runs([experiment], f"tags.`{_MARK}` = '{mark}'", max_results=1)
-    return str(known[0].info.run_id) if known else None
+def _find(client: "MlflowClient", experiment: str, mark: str) -> list[str]:
+    """The ids of the runs with this mark."""
+    return [str(run.info.run_id) for run in client.search_runs([experiment], f"tags.`{_MARK}` = '{mark}'")]
+
+
+def _lifecycle(client: "MlflowClient", run_id: str) -> str | None:
+    """active, or deleted by a user; None where the store does not know the run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_run(run_id).info.lifecycle_stage)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def metrics(record: Record) -> Iterator[tuple[str, float]]:

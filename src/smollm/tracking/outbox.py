@@ -3,59 +3,72 @@
 ``python -m smollm.tracking.outbox`` (`make sync`) sends them now.
 """
 
+import fcntl
+import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smollm.files import write_json
-from smollm.tracking.delivery import Delivery, Ending, read_json
-from smollm.tracking.store import Deadline, Store, locked
+from smollm.tracking.delivery import Delivery, Dropped, Ending, read_json
+from smollm.tracking.store import Deadline, Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_MOMENT_SECONDS = 5.0
+"""How long a stage waits at its start or end for another process that is sending what it must replace."""
 
 
 def put_aside(delivery: Delivery) -> None:
     """Copy a delivery to the outbox, from where it is sent later.
 
     Raises:
-        OSError: there is no room for it; what is there already stays.
+        OSError: there is no room for it, or what is there already is being sent; that stays.
     """
     directory = delivery.directory
     if not (directory / "description.json").exists():  # killed before it could say what it was
         return
     target = _folder(delivery.store) / delivery.mark
     draft = target.with_name(f".{target.name}.tmp")
-    with _lock(delivery.store):
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        for name in ("journal.jsonl", "description.json", "status.json"):
-            if (directory / name).exists():
-                shutil.copyfile(directory / name, draft / name)
-        write_json(draft / "delivery.json", delivery.state)
-        if (directory / "artifacts").exists():
-            shutil.copytree(directory / "artifacts", draft / "artifacts")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for name in ("journal.jsonl", "description.json", "status.json"):
+        if (directory / name).exists():
+            shutil.copyfile(directory / name, draft / name)
+    write_json(draft / "delivery.json", delivery.state)
+    if (directory / "artifacts").exists():
+        shutil.copytree(directory / "artifacts", draft / "artifacts")
+    with _held(target, Deadline(_MOMENT_SECONDS)):
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
     delivery.note_aside()
 
 
-def withdraw(delivery: Delivery) -> None:
-    """Take a run back that goes on, with all that happened before in its own journal."""
-    with _lock(delivery.store):
-        shutil.rmtree(_folder(delivery.store) / delivery.mark, ignore_errors=True)
+def withdraw(delivery: Delivery, deadline: Deadline) -> None:
+    """Take a run back that goes on, with all that happened before in its own journal.
+
+    Raises:
+        OSError: it cannot be removed, or another process is sending it still at the `deadline`.
+    """
+    target = _folder(delivery.store) / delivery.mark
+    with _held(target, deadline) as is_there:
+        if is_there:
+            shutil.rmtree(target)
 
 
 def abandon(directory: Path, store: Store, ended: float) -> None:
     """Leave no run behind whose live state is about to go: close it as KILLED, unless it has ended.
 
     Raises:
-        OSError: there is no room for it in the outbox.
+        OSError: as for `put_aside`.
     """
     delivery = Delivery(directory, store)
+    delivery.state |= read_json(directory / "delivery.json")  # the run's own store, which may be another
     if not delivery.is_done and not delivery.is_aside:
         if not (directory / "status.json").exists():
             delivery.end(Ending("KILLED", ended), {})
@@ -64,35 +77,71 @@ def abandon(directory: Path, store: Store, ended: float) -> None:
 
 def send(client: "MlflowClient", store: Store, warn: Callable[[str], None], deadline: Deadline | None = None) -> int:
     """Send every delivery of the outbox that is meant for `store`; return how many are left there."""
-    left = 0
-    with _lock(store):
-        for directory in waiting(store):
-            state = read_json(directory / "delivery.json")
-            if state.get("store") != store.key:
-                left += 1
-                warn(f"outbox: {directory.name} is for {state.get('store_shown')}; set MLFLOW_TRACKING_URI to send it")
-                continue
+    return sum(not _is_sent(directory, client, store, warn, deadline or Deadline()) for directory in waiting(store))
+
+
+def _is_sent(
+    directory: Path, client: "MlflowClient", store: Store, warn: Callable[[str], None], deadline: Deadline
+) -> bool:
+    """Send a delivery, or have another process do so; tell whether that is done, and say why it is not."""
+    name = directory.name
+    try:
+        with _held(directory, deadline) as is_there:
+            if not is_there:
+                return True
+            target = read_json(directory / "delivery.json").get("store_shown")
+            if target != store.shown:
+                warn(f"outbox: {name} is for {target}; set MLFLOW_TRACKING_URI to send it")
+                return False
             try:
                 Delivery(directory, store, deadline).send(client)
-            except Exception as error:  # whatever a store or the way to it raises
-                left += 1
-                warn(f"outbox: {directory.name} not sent, {store.reason(error)}")
-            else:
-                shutil.rmtree(directory)
-    return left
+            except Dropped as error:
+                warn(f"outbox: {name} dropped: {error}")
+            shutil.rmtree(directory)
+    except Exception as error:  # whatever a store or the way to it raises
+        warn(f"outbox: {name} not sent, {store.reason(error)}")
+        return False
+    return True
 
 
 def waiting(store: Store) -> list[Path]:
-    """Folders of the deliveries in the outbox, the oldest run first: a parent comes before its children."""
-    return sorted(_folder(store).glob("[!.]*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    """Folders of the deliveries in the outbox, the oldest run first: a parent comes before its children.
+
+    A delivery's folder ends in the time of its run; any other is not the outbox's.
+    """
+    found = [file.parent for file in _folder(store).glob("[!.]*/description.json")]
+    times = {path: path.name.rpartition("-")[2] for path in found}
+    return sorted((path for path in found if times[path].isdecimal()), key=lambda path: int(times[path]))
+
+
+@contextmanager
+def _held(directory: Path, deadline: Deadline) -> Iterator[bool]:
+    """Keep other processes from a delivery in the outbox; tells whether it is there.
+
+    Raises:
+        TimeoutError: one of them has it still at the `deadline`.
+    """
+    while True:
+        try:
+            file = (directory / "description.json").open("r+b")  # makes none
+        except FileNotFoundError:
+            yield False
+            return
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if deadline.is_over:
+                    raise TimeoutError(f"another process is sending {directory.name}") from None
+                time.sleep(0.1)
+                continue
+            if os.fstat(file.fileno()).st_nlink:  # else its holder has sent or replaced it
+                yield True
+                return
 
 
 def _folder(store: Store) -> Path:
     return store.root / "outbox"
-
-
-def _lock(store: Store) -> AbstractContextManager[None]:
-    return locked(_folder(store) / ".lock")
 
 
 def send_waiting(store: Store) -> bool:
@@ -101,7 +150,7 @@ def send_waiting(store: Store) -> bool:
     try:
         left = send(store.client(), store, lambda line: print(line, file=sys.stderr)) if there else 0
     except Exception as error:  # whatever a store or the way to it raises
-        print(f"ERROR: MLflow ({store.shown}) must answer, got {store.reason(error)}; try again later", file=sys.stderr)
+        print(store.outage(error), file=sys.stderr)
         return False
     print(f"{there - left} of {there} waiting runs sent to {store.shown}" if there else "no waiting runs")
     return not left

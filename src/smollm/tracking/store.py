@@ -6,9 +6,8 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -18,22 +17,53 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+_REFUSALS = {
+    "CUSTOMER_UNAUTHORIZED",
+    "ENDPOINT_NOT_FOUND",
+    "FEATURE_DISABLED",
+    "INVALID_PARAMETER_VALUE",
+    "PERMISSION_DENIED",
+    "RESOURCE_DOES_NOT_EXIST",
+    "UNAUTHENTICATED",
+}
+"""MLflow's codes for what will be refused again; BAD_REQUEST is none, which it gives to database errors too."""
+
+
+def refuses(error: Exception) -> bool:
+    """Whether MLflow has answered, and will answer the same when asked again."""
+    return getattr(error, "error_code", None) in _REFUSALS
+
+
 class Deadline:
-    """A time after which MLflow is no longer waited for; there is none until it is set."""
+    """How long something is waited for, in all; without end until that is limited."""
 
-    def __init__(self) -> None:
-        self._end = math.inf
+    def __init__(self, seconds: float = math.inf) -> None:
+        self._left, self._end = seconds, time.monotonic() + seconds
 
-    def set(self, seconds: float) -> None:
-        """Wait for `seconds` more at most."""
-        self._end = min(self._end, time.monotonic() + seconds)
+    def limit(self, seconds: float) -> None:
+        """Wait for `seconds` in all; the first limit counts."""
+        self._left = min(self._left, seconds)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time within, and no other, as time waited."""
+        began = time.monotonic()
+        self._end = began + self._left
+        try:
+            yield
+        finally:
+            self._left -= time.monotonic() - began
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() > self._end
 
     def check(self) -> None:
         """
         Raises:
-            TimeoutError: the time is over.
+            TimeoutError: the time that MLflow has is over.
         """
-        if time.monotonic() > self._end:
+        if self.is_over:
             raise TimeoutError("it answers too slowly to be waited for")
 
 
@@ -52,20 +82,18 @@ class Store:
         return cls(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db", root)
 
     @property
-    def key(self) -> str:
-        """Tells stores apart without giving away a password."""
-        return sha256(self.uri.encode()).hexdigest()[:16]
-
-    @property
     def shown(self) -> str:
-        """The address without user and password."""
+        """The address without user and password: it tells stores apart, whoever asks them."""
         netloc = urlsplit(self.uri).netloc
         return self.uri.replace(netloc, netloc.rpartition("@")[2], 1) if "@" in netloc else self.uri
 
     def page(self, experiment_id: str, run_id: str) -> str | None:
         """Address of a run's page, without user and password; None where no server shows it."""
-        is_server = self.uri.startswith(("http://", "https://"))
-        return f"{self.shown}/#/experiments/{experiment_id}/runs/{run_id}" if is_server else None
+        return f"{self.shown}/#/experiments/{experiment_id}/runs/{run_id}" if self._is_server else None
+
+    @property
+    def _is_server(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
 
     def client(self) -> "MlflowClient":
         """A client of the store, whose tables exist."""
@@ -78,21 +106,27 @@ class Store:
 
         mlflow.set_tracking_uri(self.uri)
         client = mlflow.MlflowClient(self.uri)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with locked(self.root / ".lock"):  # two processes that make the tables at once would fail
+        # two processes that make the tables at once would fail; a server has made its own
+        with nullcontext() if self._is_server else locked(self.root / ".lock"):
             client.search_experiments(max_results=1)
         return client
 
     def experiment_id(self, client: "MlflowClient", name: str) -> str:
-        with locked(self.root / ".lock"):
-            found = client.get_experiment_by_name(name)
-            if found is not None:
-                return str(found.experiment_id)
-            is_local = self.uri.startswith("sqlite:")
-            location = (self.root / "artifacts" / name).as_uri() if is_local else None
-            # MLflow's pages then open on the list of runs
-            tags = {"mlflow.experimentKind": "custom_model_development"}
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        is_local = self.uri.startswith("sqlite:")
+        location = (self.root / "artifacts" / name).as_uri() if is_local else None
+        # MLflow's pages then open on the list of runs
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        try:
             return str(client.create_experiment(name, artifact_location=location, tags=tags))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+                raise
+            return self.experiment_id(client, name)
 
     def search_runs(self, experiment: str) -> "pd.DataFrame":
         """All runs of an experiment as `mlflow.search_runs` gives them; an empty table where there are none."""
@@ -110,6 +144,10 @@ class Store:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         user = urlsplit(self.uri).netloc.rpartition("@")[0]
         return (text.replace(f"{user}@", "") if user else text)[:200]
+
+    def outage(self, error: Exception) -> str:
+        """The line for a user whose command cannot do without the store."""
+        return f"ERROR: MLflow ({self.shown}) must answer, got {self.reason(error)}; try again later"
 
 
 @contextmanager
