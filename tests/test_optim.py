@@ -1,5 +1,8 @@
 """Both optimizers against torch's own, their state, and the orthogonalization."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -291,3 +294,28 @@ def test_each_matrix_of_a_stack_is_orthogonalized_by_itself() -> None:
 
 def test_a_matrix_of_zeros_stays_zero() -> None:
     assert torch.equal(orthogonalize(torch.zeros(4, 8), 5, torch.float32), torch.zeros(4, 8))
+
+
+def test_steps_import_no_compiler() -> None:
+    """Torch's own optimizers do, seconds of each start; in a process where nothing else has."""
+    code = """
+import sys, torch
+from test_optim import ADAMW, MUON, Optimizer
+for config in (ADAMW, MUON):
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(4, 4)]), "norm": torch.nn.LayerNorm(4)})
+    optimizer = Optimizer(torch.nn.ModuleDict({"model": model}), config)
+    for part in optimizer.parts:
+        for group in part.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        part.step()
+    optimizer.zero_grad()
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.stdout == "[]\n", done.stderr

@@ -4,12 +4,14 @@ Muon is momentum whose update is made orthogonal by a few Newton-Schulz iteratio
 (kellerjordan.github.io/posts/muon), scaled so that AdamW's learning rate fits it (arXiv:2502.16982).
 """
 
+import inspect
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim.adamw import adamw
 
 from smollm.config.training import OptimizerConfig, OptimizerKind
 from smollm.errors import CheckpointError
@@ -42,11 +44,73 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
+class _Part(torch.optim.Optimizer):
+    """Some of a model's parameters in groups, and their moments.
+
+    Torch wraps what could be met while compiling (these two methods, the steps of its own optimizers) in code that
+    imports the whole compiler, seconds of each start.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+    moments: tuple[str, ...]
+    """What `state` has of each parameter."""
+
+    def _moments(self, parameter: nn.Parameter) -> list[Tensor]:
+        """Those of the rows that this process has, zero before the first step."""
+        state = self.state[parameter]
+        if not state:
+            # the fused kernels want even "step" on the parameter's device
+            scalar = torch.zeros((), device=parameter.device)
+            state |= {name: scalar if name == "step" else torch.zeros_like(parameter) for name in self.moments}
+        return [own_rows(state[name]) for name in self.moments]
+
+
+class AdamW(_Part):
+    """Adam with decoupled weight decay (arXiv:1711.05101), by torch's fused kernels."""
+
+    moments = ("exp_avg", "exp_avg_sq", "step")
+
+    def __init__(
+        self, groups: list[dict[str, Any]], config: OptimizerConfig, rate: float | Tensor, is_captured: bool
+    ) -> None:
+        self.config, self.is_captured = config, is_captured
+        super().__init__(groups, {"lr": rate})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the parameters from their gradients, which are left as they are."""
+        beta1, beta2 = self.config.betas
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            moments = [self._moments(p) for p in trained]
+            adamw(
+                [own_rows(p) for p in trained],
+                [own_rows(p.grad) for p in trained],
+                [average for average, _, _ in moments],
+                [square for _, square, _ in moments],
+                [],
+                [step for _, _, step in moments],
+                fused=True,
+                capturable=self.is_captured,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=self.config.eps,
+                maximize=False,
+            )
+
+
+class Muon(_Part):
     """Nesterov momentum with an orthogonal update, for matrices; same shapes are done together.
 
     Each process of a group makes its share of the updates orthogonal.
     """
+
+    moments = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -72,7 +136,7 @@ class Muon(torch.optim.Optimizer):
             parameters = [own_rows(p) for p in group["params"]]
             gradients = [own_rows(p.grad) for p in group["params"] if p.grad is not None]
             assert len(gradients) == len(parameters), "every matrix has a gradient"
-            buffers = [own_rows(self._momentum(p)) for p in group["params"]]
+            buffers = [self._moments(p)[0] for p in group["params"]]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
             stacked = self._orthogonalize(updates, len(first) if is_divided(first) else None)
@@ -99,13 +163,6 @@ class Muon(torch.optim.Optimizer):
         # a process without a share still has a part in the exchange
         done = orthogonalize(torch.stack(tuple(mine or updates[:1])), self.newton_schulz_steps, self.dtype)
         return self.group.join_shares(done[: len(mine)], len(updates))
-
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
 
 
 class Optimizer:
@@ -138,19 +195,11 @@ class Optimizer:
         """Each part's rate, as a share of the matrices'."""
         self._rates = [torch.tensor(peak, device="cuda") for peak in peaks] if is_captured else None
         rates: list[float] | list[Tensor] = peaks if self._rates is None else self._rates
-        self.parts: list[torch.optim.Optimizer] = [
-            AdamW(
-                [
-                    {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": config.weight_decay},
-                    {"params": [p for p in rest.values() if p.ndim == 1], "weight_decay": 0.0},
-                ],
-                lr=rates[0],
-                betas=config.betas,
-                eps=config.eps,
-                fused=True,
-                capturable=is_captured,
-            )
+        groups = [
+            {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest.values() if p.ndim == 1], "weight_decay": 0.0},
         ]
+        self.parts: list[AdamW | Muon] = [AdamW(groups, config, rates[0], is_captured)]
         if muon:
             self.parts.append(Muon(list(muon.values()), config, rates[1], dtype, group))
         self._owners = {name: (p, self.parts[-1 if name in muon else 0]) for name, p in named.items()}
@@ -183,7 +232,7 @@ class Optimizer:
         Raises:
             CheckpointError: they belong to another kind of optimizer or another model.
         """
-        expected = {f"{name}.{moment}" for name, (_, part) in self._owners.items() for moment in _moments(part)}
+        expected = {f"{name}.{moment}" for name, (_, part) in self._owners.items() for moment in part.moments}
         if expected != state.keys():
             odd = sorted(expected ^ state.keys())
             raise CheckpointError(
@@ -192,11 +241,5 @@ class Optimizer:
             )
         for name, (parameter, part) in self._owners.items():
             part.state[parameter] = {
-                # the fused kernels want even "step" on the parameter's device
-                moment: divided_like(state[f"{name}.{moment}"], parameter)
-                for moment in _moments(part)
+                moment: divided_like(state[f"{name}.{moment}"], parameter) for moment in part.moments
             }
-
-
-def _moments(part: torch.optim.Optimizer) -> tuple[str, ...]:
-    return ("momentum_buffer",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq", "step")
