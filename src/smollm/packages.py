@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.metadata
+import os
 import platform
 import sysconfig
 import warnings
@@ -68,10 +69,11 @@ def _files(packages: tuple[str, ...], suffixes: tuple[str, ...]) -> list[tuple[s
     for name in packages:
         if name == STDLIB:
             library = Path(sysconfig.get_paths()["stdlib"])
-            for path in library.rglob("*"):
-                inside = path.relative_to(library)
-                if path.suffix in suffixes and not {"site-packages", "dist-packages"} & set(inside.parts):
-                    files[f"{STDLIB}/{inside.as_posix()}"] = path
+            for folder, below, names in os.walk(library):
+                below[:] = [inner for inner in below if inner not in ("site-packages", "dist-packages")]
+                for path in (Path(folder, name) for name in names):
+                    if path.suffix in suffixes:
+                        files[f"{STDLIB}/{path.relative_to(library).as_posix()}"] = path
         else:
             for entry in _distribution(name).files or []:
                 path = Path(str(entry.locate()))

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ class Workspace:
 
     def stage(self, name: str) -> dict[str, Any]:
         """The stage's entry in dvc.yaml."""
-        text = (self.directory / "dvc.yaml").read_text(encoding="utf-8")
-        stages: dict[str, dict[str, Any]] = yaml.safe_load(text)["stages"]
-        return stages[name]
+        return _stages((self.directory / "dvc.yaml").read_text(encoding="utf-8"))[name]
 
     def fingerprint(self, name: str, inputs: dict[str, str | None]) -> str:
         """Of the stage as it would run now, with these `inputs`."""
@@ -77,6 +76,12 @@ class Workspace:
         stages = read_values(lock).get("stages", {}) if lock.exists() else {}
         entry: dict[str, Any] = stages.get(name, {})
         return entry
+
+
+@lru_cache(maxsize=1)
+def _stages(text: str) -> dict[str, dict[str, Any]]:
+    stages: dict[str, dict[str, Any]] = yaml.safe_load(text)["stages"]
+    return stages
 
 
 def fingerprint_of(command: str, inputs: dict[str, str | None], params: dict[str, Any]) -> str:
