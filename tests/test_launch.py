@@ -39,7 +39,7 @@ DIVIDED = {"runtime.shard_weights": True, "runtime.activation_checkpointing": Tr
 
 def clone(directory: Path, processes: int, **more: object) -> Clone:
     """A project whose training stages run in so many processes."""
-    made = Clone.of_working_tree(directory)
+    made = Clone.of_working_tree(directory, with_tokens=True)
     made.set({**EVERY_STEP, "runtime.processes": processes, **more})
     made.commit("params")
     return made
@@ -117,7 +117,7 @@ def test_both_stages_in_two_processes_are_those_of_one_and_one_run_in_mlflow() -
         assert bits[1] == pytest.approx(bits[0], rel=1e-4)
         assert not set(losses(two, stage)) <= set(losses(one, stage)), "numbers of other sums"
     finished = {stage: [run.info.status for run in of_stage] for stage, of_stage in runs(two).items()}
-    assert finished == {"tokenize": ["FINISHED"], "pretrain": ["FINISHED"], "finetune": ["FINISHED"]}
+    assert finished == {"pretrain": ["FINISHED"], "finetune": ["FINISHED"]}
     run = runs(two)["pretrain"][0]
     assert steps(two, run.info.run_id, "train/loss") == list(range(1, 41))
     assert steps(two, run.info.run_id, "ranks/slowest_tokens_per_second") == [0, 10, 20, 30, 40]
