@@ -275,16 +275,17 @@ def other_machine(project: Clone, **variables: str) -> "subprocess.Popen[str]":
     )
 
 
-def copy_of(project: Clone, directory: Path) -> Clone:
-    subprocess.run(["cp", "-r", project.directory, directory], check=True)
-    return Clone(directory)
+def two_machines(directory: Path) -> tuple[Clone, Clone]:
+    """The same project twice, with its tokens: one for DVC, one for torchrun alone."""
+    here = clone(directory / "here", 1)
+    here.repro("tokenize")
+    subprocess.run(["cp", "-r", here.directory, directory / "there"], check=True)
+    return here, Clone(directory / "there")
 
 
 @pytest.mark.slow
 def test_two_machines_train_as_one_and_the_one_with_dvc_keeps_the_books(tmp_path: Path) -> None:
-    here = clone(tmp_path / "here", 1)
-    here.repro("tokenize")
-    there = copy_of(here, tmp_path / "there")
+    here, there = two_machines(tmp_path)
     variables = meeting(free_port())
     with other_machine(there, **variables) as other:
         said = here.dvc("repro", "pretrain", **variables).stdout
@@ -299,9 +300,7 @@ def test_two_machines_train_as_one_and_the_one_with_dvc_keeps_the_books(tmp_path
 
 @pytest.mark.slow
 def test_a_process_killed_on_another_machine_starts_all_anew_on_both(tmp_path: Path) -> None:
-    here = clone(tmp_path / "here", 1)
-    here.repro("tokenize")
-    there = copy_of(here, tmp_path / "there")
+    here, there = two_machines(tmp_path)
     variables = meeting(free_port())
     with other_machine(there, **variables) as other, here.start("pretrain", **variables) as process:
         wait_for_step(here, process, 12)
@@ -316,9 +315,7 @@ def test_a_process_killed_on_another_machine_starts_all_anew_on_both(tmp_path: P
 
 @pytest.mark.slow
 def test_a_signal_to_one_machine_saves_and_ends_all(tmp_path: Path) -> None:
-    here = clone(tmp_path / "here", 1)
-    here.repro("tokenize")
-    there = copy_of(here, tmp_path / "there")
+    here, there = two_machines(tmp_path)
     for signalled in (here, there):
         variables = meeting(free_port())
         with other_machine(there, **variables) as other, here.start("pretrain", **variables) as process:
@@ -338,9 +335,7 @@ def test_a_signal_to_one_machine_saves_and_ends_all(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_fails_on_one_machine_alone_ends_all_with_its_line(tmp_path: Path) -> None:
-    here = clone(tmp_path / "here", 1)
-    here.repro("tokenize")
-    there = copy_of(here, tmp_path / "there")
+    here, there = two_machines(tmp_path)
     variables = meeting(free_port())
     with (
         small_disk(here.directory / ".resume", 16384),
@@ -361,9 +356,7 @@ def test_what_fails_on_one_machine_alone_ends_all_with_its_line(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_machines_that_are_not_of_one_mind_are_refused(tmp_path: Path) -> None:
-    here = clone(tmp_path / "here", 1)
-    here.repro("tokenize")
-    there = copy_of(here, tmp_path / "there")
+    here, there = two_machines(tmp_path)
     there.set({"pretrain.optimizer.lr": 0.002})
     variables = meeting(free_port())
     with other_machine(there, **variables) as other:
