@@ -39,10 +39,10 @@ repro: $(ready)  ## run the pipeline: what params.yaml asks for, or PRESET=tiny
 ifeq ($(PRESET),)
 	@echo "params.yaml: preset $$(sed -n 's/^preset: *\([^ #]*\).*/\1/p' params.yaml); other values: make repro PRESET=$$(ls presets | sed 's/\.yaml$$//' | paste -sd'|' -)"
 	@python3 -m dvc repro
-	@python3 -m smollm.tidy
+	@python3 -m smollm.operate.tidy
 else
-	@python3 -m smollm.config.presets $(PRESET)
-	@python3 -m smollm.tidy
+	@python3 -m smollm.operate.presets $(PRESET)
+	@python3 -m smollm.operate.tidy
 	@echo "params.yaml now holds preset $(PRESET); back to the full model: make repro PRESET=smollm-135m"
 endif
 
@@ -73,10 +73,10 @@ ui: $(ready)  ## MLflow's pages, on port 5000 of this machine (ARGS="--port 5001
 	esac
 
 compare: $(ready)  ## a table of all runs (ARGS="--sort bits_per_byte --csv runs.csv")
-	@python3 -m smollm.compare $(ARGS)
+	@python3 -m smollm.tracking.compare $(ARGS)
 
 data: $(ready)  ## what the text is: counts, sources, some documents (ARGS="--seed 1")
-	@python3 -m smollm.describe $(ARGS)
+	@python3 -m smollm.corpus.describe $(ARGS)
 
 push: $(ready)  ## copy checkpoints, models and data to the DVC remote
 	@python3 -m dvc push

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from smollm import hardware
-from smollm.checkpoint import Checkpoint, CheckpointStore, TrainerState
 from smollm.config.file import Config, load
-from smollm.model import LlamaForCausalLM
-from smollm.optim import Optimizer
+from smollm.device import hardware
+from smollm.model.llama import LlamaForCausalLM
+from smollm.training.checkpoint import Checkpoint, CheckpointStore, TrainerState
+from smollm.training.optim import Optimizer
 
 
 class Steps:

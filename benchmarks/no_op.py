@@ -17,8 +17,8 @@ from structure import ROOT
 from workspace import Clone
 
 from smollm.config.file import load
-from smollm.preflight import checkpoint_bytes
-from smollm.throughput import parameter_count
+from smollm.model.throughput import parameter_count
+from smollm.operate.preflight import checkpoint_bytes
 
 COMMANDS = (("root",), ("status",), ("repro",))
 

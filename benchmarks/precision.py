@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from training_step import ROOT, our_step, with_kind
 
-from smollm import hardware
 from smollm.config.file import load
 from smollm.config.runtime import Precision
 from smollm.config.training import OptimizerKind
+from smollm.device import hardware
 
 VARIANTS = (
     ("bf16", Precision.BF16, True),

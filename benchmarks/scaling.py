@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from training_step import ANSWER, ROOT, our_step, with_kind, with_shape
 
-from smollm import hardware
 from smollm.config.file import Config, load
 from smollm.config.training import OptimizerKind
-from smollm.group import Group
+from smollm.device import hardware
+from smollm.device.group import Group
 
 Interval = tuple[float, float]
 
@@ -48,16 +48,16 @@ def serve(config: Config, seconds: float, profiles: bool) -> None:
         for _ in range(15):  # the twelfth is captured
             step()
         times: list[float] = []
-        while group.share(sum(times) < seconds):
+        while group.broadcast(sum(times) < seconds):
             began = time.perf_counter()
             step()
             times.append(time.perf_counter() - began)
         exchange = exchange_of(step) if profiles else (0.0, 0.0)
-    if group.is_chief:
+    if group.is_rank_zero:
         answer = {"times": times, "memory": machine.peak_memory_gib(), "exchange": exchange, "name": machine.name}
         print(ANSWER + json.dumps(answer), flush=True)
     del step  # and its graphs
-    group.leave()
+    group.close()
 
 
 def exchange_of(step: Callable[[], object], steps: int = 3) -> tuple[float, float]:
@@ -85,7 +85,7 @@ def length(intervals: list[Interval]) -> float:
 
 
 def measure(count: int, arguments: list[str]) -> dict[str, Any]:
-    """What the chief of so many processes answers."""
+    """What rank 0 of so many processes answers."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "4"}
     command += [__file__, *arguments]

@@ -27,10 +27,10 @@ import pandas as pd
 import psutil
 from tokenizers import Tokenizer
 
-from smollm import encode, tokenizer
 from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
-from smollm.corpus import Source
-from smollm.selection import Split
+from smollm.corpus import encode, tokenizer
+from smollm.corpus.selection import Split
+from smollm.corpus.source import Source
 
 END = "<|endoftext|>"
 ROWS_A_FILE = 20_000

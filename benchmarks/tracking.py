@@ -7,7 +7,7 @@ the repository's SQLite, a server that is not there, one that answers after five
 that what the tracker does is time that training loses. Prints the median milliseconds a step (journal,
 samples, validation and checkpoints included in all of them), the median over the rounds of the difference
 to the same round without MLflow, and the processor time of the tracker's own threads, which varies less.
-Then stores many runs of 5000 steps as the tracker would, and times `python3 -m smollm.compare` on them.
+Then stores many runs of 5000 steps as the tracker would, and times `python3 -m smollm.tracking.compare` on them.
 """
 
 import argparse
@@ -26,21 +26,23 @@ import psutil
 import torch
 from servers import free_port, mlflow_server, slow_way
 
-from smollm import hardware, provenance, tokenizer
-from smollm.batches import Batches, validation_windows
-from smollm.checkpoint import CheckpointStore
 from smollm.config.file import Config, load
-from smollm.evaluate import Evaluator
-from smollm.files import write_json
-from smollm.journal import Journal
-from smollm.model import LlamaForCausalLM
-from smollm.optim import Optimizer
-from smollm.progress import Progress
-from smollm.tokens import token_bytes
+from smollm.corpus import tokenizer
+from smollm.device import hardware
+from smollm.model.llama import LlamaForCausalLM
+from smollm.state.files import write_json
+from smollm.state.journal import Journal
+from smollm.state.tokens import token_bytes
+from smollm.tracking import provenance
+from smollm.tracking.console import Progress
 from smollm.tracking.delivery import Delivery, Description, Ending
 from smollm.tracking.store import Store
 from smollm.tracking.tracker import Tracker
-from smollm.trainer import Plan, StopSignal, Trainer
+from smollm.training.batches import Batches, validation_windows
+from smollm.training.checkpoint import CheckpointStore
+from smollm.training.evaluate import Evaluator
+from smollm.training.optim import Optimizer
+from smollm.training.trainer import Plan, StopSignal, Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 NONE = "no MLflow"
@@ -193,7 +195,7 @@ def time_compare(config: Config, runs: int, directory: Path) -> None:
     for _ in range(5):
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "smollm.compare", "--sort", "train_loss"],
+            [sys.executable, "-m", "smollm.tracking.compare", "--sort", "train_loss"],
             cwd=clone,
             env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(clone / "src")},
             capture_output=True,
@@ -202,7 +204,7 @@ def time_compare(config: Config, runs: int, directory: Path) -> None:
         )
         taken.append(time.perf_counter() - began)
     print(
-        f"smollm.compare prints {len(done.stdout.splitlines()) - 1} runs in {statistics.median(taken):.1f} s "
+        f"smollm.tracking.compare prints {len(done.stdout.splitlines()) - 1} runs in {statistics.median(taken):.1f} s "
         f"({min(taken):.1f} to {max(taken):.1f})"
     )
 

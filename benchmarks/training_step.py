@@ -41,19 +41,19 @@ import torch
 from tokenizers import Tokenizer, models
 from torch.nn.utils import clip_grad_norm_
 
-from smollm import hardware
-from smollm.assembly import assemble
-from smollm.batches import Batches, validation_windows
-from smollm.checkpoint import CheckpointStore
 from smollm.config.file import Config, load
 from smollm.config.runtime import Precision
 from smollm.config.training import OptimizerKind
-from smollm.evaluate import Evaluator
-from smollm.group import Group
-from smollm.journal import Journal
-from smollm.model import LlamaForCausalLM
-from smollm.throughput import flops_per_token, peak_tflops
-from smollm.trainer import Plan, Trainer
+from smollm.device import hardware
+from smollm.device.group import Group
+from smollm.model.llama import LlamaForCausalLM
+from smollm.model.throughput import flops_per_token, peak_tflops
+from smollm.state.journal import Journal
+from smollm.training.assembly import assemble
+from smollm.training.batches import Batches, validation_windows
+from smollm.training.checkpoint import CheckpointStore
+from smollm.training.evaluate import Evaluator
+from smollm.training.trainer import Plan, Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
@@ -95,7 +95,7 @@ def our_step(
     Args:
         group: the processes that take it together; this one alone, if none is given.
     """
-    group = group or Group.alone()
+    group = group or Group.single()
     training = config.pretrain
     rows, length = training.sequences_per_step, training.sequence_length
     batches = Batches(tokens, rows, length, config.seed, "pretrain")

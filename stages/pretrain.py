@@ -1,9 +1,9 @@
 """Train the model from its initial weights. Run by DVC as stage `pretrain`."""
 
 from smollm.config.file import load
-from smollm.pipeline import main
-from smollm.training_stage import TrainingStage
-from smollm.workspace import Workspace
+from smollm.stage.run import main
+from smollm.state.workspace import Workspace
+from smollm.training.stage import TrainingStage
 from stages import WORKSPACE
 
 

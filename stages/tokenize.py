@@ -1,10 +1,10 @@
 """Turn text into tokens. Run by DVC as stage `tokenize`."""
 
-from smollm import preflight
 from smollm.config.file import load
-from smollm.pipeline import main
-from smollm.tokenize_stage import TokenizeStage
-from smollm.workspace import Workspace
+from smollm.corpus.stage import TokenizeStage
+from smollm.operate import preflight
+from smollm.stage.run import main
+from smollm.state.workspace import Workspace
 from stages import WORKSPACE
 
 

@@ -13,10 +13,10 @@ if not torch.cuda.is_available():
 
 from tokenizers import Tokenizer
 
-from smollm import tokenizer as tokenizers_here
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
-from smollm.hardware import Hardware
+from smollm.corpus import tokenizer as tokenizers_here
+from smollm.device.hardware import Hardware
 
 END_OF_TEXT = "<|endoftext|>"
 

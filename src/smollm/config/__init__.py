@@ -1,1 +1,4 @@
-"""params.yaml as typed, validated, frozen dataclasses: one file a section, no torch."""
+"""params.yaml as typed, validated, frozen dataclasses, one file a section.
+
+Imports only `errors`; anything may import it.
+"""

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from smollm.files import link_or_copy, write_json
-from smollm.journal import EVENT, HARDWARE, Record, read
+from smollm.state.files import link_or_copy, write_json
+from smollm.state.journal import EVENT, HARDWARE, Record, read
 from smollm.tracking.store import Deadline, Store, refuses
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smollm.files import write_json
+from smollm.state.files import write_json
 from smollm.tracking.delivery import Delivery, Dropped, Ending, read_json
 from smollm.tracking.store import Deadline, Store
 

@@ -1,0 +1,157 @@
+"""What a corpus is, told from its token files.
+
+``python3 -m smollm.corpus.describe [--seed N] [--documents N]`` (`make data`)
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from smollm.errors import CorpusError
+from smollm.state.tokens import TRAIN, VALIDATION, documents_table, open_tokenizer, open_tokens, read_manifest
+
+STAGES = ("pretrain", "finetune")
+_SIDES = (TRAIN, VALIDATION)
+_SOURCES = 15
+_SHOWN = 400
+
+
+def describe(data: Path, seed: int = 0, documents: int = 2) -> str:
+    """Counts, sources and a few documents of each stage's text, to be read by a person.
+
+    Args:
+        data: the folder with ``tokenizer`` and ``tokens``.
+        seed: chooses the documents.
+        documents: how many of each side are shown.
+
+    Raises:
+        CorpusError: there are no token files.
+    """
+    directories = {stage: data / "tokens" / stage for stage in STAGES}
+    parts = ["Text by stage and side of the split", _text(overview(directories))]
+    parts += ["Left out", _text(left_out(directories))]
+    for stage, directory in directories.items():
+        parts += [f"Largest sources of {stage}", _text(sources(directory))]
+    for stage, directory in directories.items():
+        for side in _SIDES:
+            for place, text in examples(data, directory, side, seed, documents):
+                body = text.replace("\n", "\n    ")
+                parts.append(f"A document of {stage}/{side}, decoded from token {place:,} on\n\n    {body}")
+    return "\n\n".join(parts) + "\n"
+
+
+def overview(directories: dict[str, Path]) -> pd.DataFrame:
+    """Documents, bytes and tokens, and how long documents are, a row for each stage and side."""
+    rows: list[dict[str, Any]] = []
+    for stage, directory in directories.items():
+        manifest = read_manifest(directory)
+        for side in _SIDES:
+            counts, lengths = manifest[side], document_lengths(directory, side)
+            rows.append(
+                {
+                    "stage": stage,
+                    "side": side,
+                    "documents": counts["documents"],
+                    "megabytes": counts["bytes"] / 1e6,
+                    "tokens": counts["tokens"],
+                    "bytes_per_token": counts["bytes_per_token"],
+                    "median_tokens": int(np.median(lengths)),
+                    "longest_tokens": int(lengths.max()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def left_out(directories: dict[str, Path]) -> pd.DataFrame:
+    """Documents that are in no token file, by reason, and the limit that ended the reading, a row for each stage."""
+    names = {"duplicates": "duplicates_removed", "blank": "blank_left_out", "not_utf8": "not_utf8_left_out"}
+    rows: list[dict[str, Any]] = []
+    for stage, directory in directories.items():
+        manifest = read_manifest(directory)
+        counts = {name: manifest[key] for name, key in names.items()}
+        rows.append({"stage": stage, **counts, "ended_by": manifest["ended_by"] or "-"})
+    return pd.DataFrame(rows)
+
+
+def sources(directory: Path) -> pd.DataFrame:
+    """The largest sources of a stage's text: packages, files or datasets, with their share of the tokens."""
+    by_package = str(read_manifest(directory)["source"]).startswith("python")
+    found: list[pd.DataFrame] = []
+    for table in documents_table(directory):
+        names = table["key"].str.split("/" if by_package else "#", n=1).str[0]
+        table = table.assign(source=names, documents=1)
+        found = [pd.concat([*found, table]).groupby("source", as_index=False)[["documents", "bytes", "tokens"]].sum()]
+    total = found[0].sort_values(["tokens", "source"], ascending=[False, True], ignore_index=True)
+    total["share"] = (100 * total["tokens"] / total["tokens"].sum()).map("{:.1f} %".format)
+    shown, rest = total.head(_SOURCES), len(total) - _SOURCES
+    if rest > 0:
+        others = total.iloc[_SOURCES:][["documents", "bytes", "tokens"]].sum()
+        share = f"{100 * others['tokens'] / total['tokens'].sum():.1f} %"
+        last = pd.DataFrame([{"source": f"{rest:,} others", **others, "share": share}])
+        shown = pd.concat([shown, last], ignore_index=True)
+    return shown
+
+
+def document_lengths(directory: Path, side: str) -> NDArray[np.int64]:
+    """Tokens of each document of a side, the end-of-text token counted."""
+    offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64).astype(np.int64)
+    return np.diff(offsets, append=read_manifest(directory)[side]["tokens"])
+
+
+def examples(data: Path, directory: Path, side: str, seed: int, count: int) -> Iterator[tuple[int, str]]:
+    """Where a few documents of a side begin, and the beginning of their text as the tokens have it."""
+    tokenizer = open_tokenizer(data / "tokenizer" / "tokenizer.json")
+    tokens = open_tokens(directory / f"{side}.bin", read_manifest(directory)["dtype"])
+    offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64).astype(np.int64)
+    chosen = np.random.default_rng(seed).choice(len(offsets), min(count, len(offsets)), replace=False)
+    for number in sorted(chosen.tolist()):
+        start = int(offsets[number])
+        end = int(offsets[number + 1]) if number + 1 < len(offsets) else len(tokens)
+        text = tokenizer.decode(tokens[start : min(end, start + _SHOWN)].tolist(), skip_special_tokens=False)
+        yield start, text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+def draw_lengths(path: Path, directories: dict[str, Path]) -> None:
+    """Write a histogram of the documents' lengths, as SVG; the same text gives the same bytes."""
+    import matplotlib  # slow to import, and used once
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"svg.hashsalt": "smollm"}):
+        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+        for stage, directory in directories.items():
+            lengths = np.concatenate([document_lengths(directory, side) for side in _SIDES])
+            edges = 2 ** np.arange(0, np.log2(lengths.max()) + 0.5, 0.5)
+            axes.hist(lengths, edges.tolist(), histtype="step", label=f"{stage}: {len(lengths):,} documents")
+        axes.set(title="length of documents", xlabel="tokens", ylabel="documents", xscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        path.unlink(missing_ok=True)  # it may be a link into DVC's cache
+        figure.savefig(path, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def _text(table: pd.DataFrame) -> str:
+    numbers = {column: "{:,}".format for column in table.columns if pd.api.types.is_integer_dtype(table[column])}
+    return table.to_string(index=False, formatters=numbers, float_format="{:,.2f}".format)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="another one shows other documents")
+    parser.add_argument("--documents", type=int, default=2, help="how many of each side are shown")
+    arguments = parser.parse_args()
+    try:
+        print(describe(Path("data"), arguments.seed, arguments.documents), end="")
+    except CorpusError as error:
+        raise SystemExit(f"ERROR: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The processes that train one model together, and the collectives they use.
+
+Rank 0 alone writes: live state, checkpoints, tracking, outputs. The other ranks compute. A single process is a
+group of size 1 and its own rank 0.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
+
+_RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
+"""How long a process waits for the others to start."""
+
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for a rank that computes, or sits on a machine that is gone."""
+
+
+@dataclass(frozen=True)
+class Group:
+    rank: int
+    size: int
+    local_rank: int = 0
+    """Rank among the processes of this machine."""
+    local_size: int = 1
+    store: Store | None = None
+    """Key-value store that every process of the group can reach."""
+
+    @classmethod
+    def single(cls) -> "Group":
+        """A process that trains alone."""
+        return cls(0, 1)
+
+    @classmethod
+    def join(cls, is_dvc_here: bool, has_gpu: bool) -> "Group":
+        """Join the processes that torchrun started with this one.
+
+        Ranks are torchrun's, shifted so that rank 0 is on the machine whose outputs DVC keeps.
+
+        Args:
+            is_dvc_here: whether DVC runs on this machine; if it runs on none, ranks are torchrun's.
+            has_gpu: whether each process has a GPU of its own: that of its local rank.
+        """
+        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if has_gpu:
+            torch.cuda.set_device(local_rank)
+        store, rank, size = next(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT))
+        store.set(f"dvc/{rank}", str(is_dvc_here))
+        first = next((other for other in range(size) if store.get(f"dvc/{other}") == b"True"), 0)
+        rank = (rank - first) % size
+        backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+        distributed.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT, world_size=size, rank=rank, store=store)
+        return cls(rank, size, local_rank, local_size, store)
+
+    @property
+    def is_rank_zero(self) -> bool:
+        return self.rank == 0
+
+    def close(self) -> None:
+        """Leave the group. CUDA graphs that contain collectives must have been released before."""
+        if self.size > 1:
+            gc.collect()  # NCCL waits for ever for the end of a graph with a collective in it
+            distributed.destroy_process_group()
+
+    def announce(self, end: str, seconds: float) -> None:
+        """Tell all ranks why the group ends, and wait at most `seconds` until each has read it."""
+        if self.store is None:
+            return
+        with suppress(distributed.DistError):  # the process that serves the store is gone
+            self.store.set("end", end)
+            deadline = time.monotonic() + seconds
+            while self.store.add("heard", 0) < self.size and time.monotonic() < deadline:
+                time.sleep(0.1)
+
+    def announced(self) -> str | None:
+        """What a rank announced, or None; each rank calls it until it has read something, once.
+
+        Raises:
+            DistError: the process that serves the store is gone.
+        """
+        if self.store is None or not self.store.check(["end"]):
+            return None
+        self.store.add("heard", 1)
+        return str(self.store.get("end"), "utf-8")
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value`, on every rank."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, 0, device=torch.device("cpu"))
+        return values[0]
+
+    def broadcast_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rank 0's CPU tensors, on every rank; the other ranks pass an empty dict."""
+        if self.size == 1:
+            return tensors
+        shapes = self.broadcast([(name, value.shape, value.dtype) for name, value in tensors.items()])
+        received = {}
+        for name, shape, dtype in shapes:
+            received[name] = tensors[name].contiguous() if self.is_rank_zero else torch.empty(shape, dtype=dtype)
+            distributed.broadcast(received[name], 0)
+        return received
+
+    def all_gather(self, value: T) -> list[T]:
+        """Every rank's `value`, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def all_reduce(self, value: int, reduce: Callable[[list[int]], int]) -> int:
+        """`reduce` of every rank's integer; faster than `all_gather`, which pickles."""
+        if self.size == 1:
+            return reduce([value])
+        values = [torch.empty((), dtype=torch.int64) for _ in range(self.size)]
+        distributed.all_gather(values, torch.tensor(value))
+        return reduce([int(each) for each in values])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum `values` over all ranks, elementwise and in place."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def local_slice(self, items: int) -> slice:
+        """Which of `items` this rank computes: consecutive ones, dealt out as evenly as possible."""
+        each = -(-items // self.size)
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def rows_to_matrices(self, mine: Tensor, rows: int) -> Tensor:
+        """Some whole matrices for each process.
+
+        Args:
+            mine: (N, own rows, columns): of each of N matrices, what this process has, as torch.chunk cuts them.
+            rows: of a whole matrix.
+
+        Returns:
+            (n, rows, columns): this process's N / size of them, rounded up; those beyond N are zeros.
+        """
+        each, most = -(-len(mine) // self.size), -(-rows // self.size)
+        given = mine.new_zeros(self.size * each, most, mine.shape[2])
+        given[: len(mine), : mine.shape[1]] = mine
+        found = torch.empty_like(given)
+        distributed.all_to_all_single(found, given)
+        return found.view(self.size, each, most, -1).transpose(0, 1).flatten(1, 2)[:, :rows]
+
+    def matrices_to_rows(self, owned: Tensor, items: int, local_rows: int) -> Tensor:
+        """The way back: of each of `items` matrices the rows that this process has, (items, local_rows, columns)."""
+        each, rows, columns = owned.shape
+        most = -(-rows // self.size)
+        padded = owned.new_zeros(each, self.size * most, columns)
+        padded[:, :rows] = owned
+        given = padded.view(each, self.size, most, columns).transpose(0, 1).contiguous()
+        found = torch.empty_like(given)
+        distributed.all_to_all_single(found, given)
+        return found.flatten(0, 1)[:items, :local_rows]
+
+    def all_gather_rows(self, mine: Tensor, items: int) -> Tensor:
+        """All of `items` rows, of which each process has its share of `share_of`, in every process."""
+        if self.size == 1:
+            return mine
+        each = -(-items // self.size)
+        padded = mine.new_zeros(each, *mine.shape[1:])
+        padded[: len(mine)] = mine
+        whole = mine.new_empty(each * self.size, *mine.shape[1:])
+        distributed.all_gather(list(whole.chunk(self.size)), padded)
+        return whole[:items]

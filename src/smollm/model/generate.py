@@ -1,0 +1,107 @@
+"""Text samples, with a key-value cache.
+
+Legend: B batch (one row a prompt), T time, V vocabulary.
+"""
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from smollm.config.evaluation import EvaluationConfig
+from smollm.device.hardware import Hardware
+from smollm.model.llama import KeyValueCache, LlamaForCausalLM
+from smollm.state.tokens import special_ids, vocabulary_size
+
+
+class Sampler:
+    """Continues each prompt by `sample_tokens` tokens, or up to the end-of-text token.
+
+    All prompts advance together, one position at a time: a row takes its prompt's token while it
+    has one, and a sampled token afterwards. On an NVIDIA GPU the first position is captured, and
+    replayed for all others: launched one by one, its hundreds of small kernels take ten times as long.
+    """
+
+    def __init__(
+        self, model: LlamaForCausalLM, tokenizer: Tokenizer, evaluation: EvaluationConfig, hardware: Hardware
+    ) -> None:
+        """
+        Args:
+            model: with a vocabulary no smaller than the tokenizer's; ids beyond it are never sampled.
+            tokenizer: encodes prompts, decodes samples.
+            evaluation: prompts, length, temperature and top_k.
+            hardware: device and precision.
+        """
+        self.model, self.tokenizer, self.evaluation, self.hardware = model, tokenizer, evaluation, hardware
+        prompts = [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in evaluation.prompts]
+        longest = model.config.max_position_embeddings - evaluation.sample_tokens
+        self._prompts = [prompt[-longest:] for prompt in prompts]
+        length = max(map(len, self._prompts)) + evaluation.sample_tokens
+        start = torch.zeros(len(prompts), length, dtype=torch.long)
+        given = torch.zeros(len(prompts), length, dtype=torch.bool)
+        for row, prompt in enumerate(self._prompts):
+            start[row, : len(prompt)] = torch.tensor(prompt)
+            given[row, : len(prompt)] = True
+        device = hardware.device
+        self._start, self._given, self._ids = start.to(device), given.to(device), start.to(device, copy=True)
+        self._known = vocabulary_size(tokenizer)
+        self._cache = KeyValueCache.empty(model.config, len(prompts), length, device, hardware.dtype)
+        self._chance = torch.Generator(device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @torch.no_grad()
+    def __call__(self, seed: int) -> list[str]:
+        """A text for each prompt; the same seed gives the same texts."""
+        if self._graph is None and self.hardware.captures and not self.model.is_sharded:
+            self._graph = self._capture()
+        self._rewind()
+        self._chance.manual_seed(seed)
+        with self.hardware.autocast():
+            for _ in range(self._ids.shape[1] - 1):
+                self._advance() if self._graph is None else self._graph.replay()
+        ends = (len(prompt) + self.evaluation.sample_tokens for prompt in self._prompts)
+        rows = zip(self._ids.tolist(), self._prompts, ends, strict=True)
+        return [_text(self.tokenizer, ids[len(prompt) : end]) for ids, prompt, end in rows]
+
+    def _rewind(self) -> None:
+        self._ids.copy_(self._start)
+        for tensor in (self._cache.keys, self._cache.values, self._cache.length):
+            tensor.zero_()
+
+    def _advance(self) -> None:
+        """Compute one position, and write down the ids of the next."""
+        here = self._cache.length.view(1)
+        with self.model.uncompiled():  # one position is not worth compiling for
+            logits = self.model(self._ids.index_select(1, here), self._cache)[:, -1, : self._known].float()  # (B, V)
+        sampled = sample(logits, self.evaluation.temperature, self.evaluation.top_k, self._chance)
+        # `here` has moved on
+        following = torch.where(self._given.index_select(1, here), self._ids.index_select(1, here), sampled)
+        self._ids.index_copy_(1, here, following)
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """One position, to be replayed: where it is and what it reads and writes is all on the device."""
+        self._rewind()
+        with self.hardware.autocast():
+            self._advance()  # loads what must not be loaded while it is captured
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._chance)
+        # weights that autocast cached before would stay as they are now: it begins within
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"), self.hardware.autocast():
+            self._advance()
+        return graph
+
+
+def sample(logits: Tensor, temperature: float, top_k: int, chance: torch.Generator) -> Tensor:
+    """Draw one id a row, (B, 1), from the `top_k` likeliest of `logits` (B, V)."""
+    best, ids = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    probabilities = torch.softmax(best / temperature, dim=-1)
+    # as torch.multinomial draws, but numbers that are not finite are no error here: the loss finds them
+    waits = torch.empty_like(probabilities).exponential_(generator=chance)
+    return ids.gather(-1, (probabilities / waits).argmax(dim=-1, keepdim=True))
+
+
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Decode up to the first special token, which ends the text."""
+    special = special_ids(tokenizer)
+    end = next((index for index, one in enumerate(ids) if one in special), len(ids))
+    text: str = tokenizer.decode(ids[:end])
+    return text

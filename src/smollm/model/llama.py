@@ -1,0 +1,288 @@
+"""The Llama: the whole model in one file, read from top to bottom.
+
+Parameter names are those of Hugging Face's `LlamaForCausalLM`, so its weights load here and ours
+load there. Architecture: arXiv:2302.13971 (Llama), arXiv:2305.13245 (grouped-query attention).
+
+Legend: B batch, T time, H hidden, N query heads, K key-value heads, D head size, F MLP width,
+V vocabulary.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from smollm.config.model import ModelConfig
+
+IGNORED = -100
+"""A target with this id counts for nothing in the loss."""
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the positions seen so far, for every layer.
+
+    Everything about it is on the device, its length too: a step with it is the same operations at
+    every position, and can be replayed.
+    """
+
+    keys: Tensor  # (L, B, K, T, D)
+    values: Tensor  # (L, B, K, T, D)
+    length: Tensor
+    """Positions filled: an int64 scalar."""
+
+    @classmethod
+    def empty(
+        cls, config: ModelConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype
+    ) -> "KeyValueCache":
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
+        keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        return cls(keys, values, torch.zeros((), device=device, dtype=torch.long))
+
+    def next(self, time: int) -> tuple[Tensor, Tensor]:
+        """The `time` positions after those filled, (time,), and which positions each may look at, (time, T)."""
+        where = self.length + torch.arange(time, device=self.length.device)
+        return where, torch.arange(self.keys.shape[3], device=where.device) <= where[:, None]
+
+    def extend(self, layer: int, where: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put one layer's keys and values (B, K, time, D) at the positions `where`; all of that layer's."""
+        for all_of_them, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            all_of_them.index_copy_(2, where, new.to(all_of_them.dtype))
+        return self.keys[layer], self.values[layer]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 (arXiv:1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+Cached = tuple[KeyValueCache, int, Tensor, Tensor]
+"""A cache, a layer, the positions to compute there and the mask of what they may look at."""
+
+
+def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles, (T, D) float32 each (arXiv:2104.09864)."""
+    size = config.head_dim
+    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float32), frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + D/2) of `x` (B, heads, T, D) by its position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def document_mask(ids: Tensor, end: int) -> Tensor:
+    """Which positions each may look at: itself and those before it in its own document, (B, 1, T, T) bool.
+
+    Args:
+        ids: (B, T).
+        end: the id that ends a document, and belongs to it.
+    """
+    ends = (ids == end).long()
+    number = ends.cumsum(1) - ends  # (B, T)
+    same = number[:, :, None] == number[:, None, :]
+    return same.tril()[:, None]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped key-value heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, size = config.hidden_size, config.head_dim
+        self.head_dim = size
+        self.q_proj = nn.Linear(hidden, config.num_attention_heads * size, bias=False)
+        self.k_proj = nn.Linear(hidden, config.num_key_value_heads * size, bias=False)
+        self.v_proj = nn.Linear(hidden, config.num_key_value_heads * size, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * size, hidden, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Cached | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        batch, time, _ = x.shape
+        heads = (batch, time, -1, self.head_dim)
+        query = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, N, T, D)
+        key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, K, T, D)
+        value = self.v_proj(x).view(heads).transpose(1, 2)  # (B, K, T, D)
+        groups = query.shape[1] // key.shape[1]
+        if cached is not None:
+            cache, layer, where, mask = cached
+            key, value = (part.to(query.dtype) for part in cache.extend(layer, where, key, value))
+        elif mask is not None:  # the GPU's kernels take groups of heads or a mask
+            key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, mask, is_causal=mask is None, enable_gqa=groups != 1
+        )
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Cached | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cached, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaModel(nn.Module):
+    """Embedding, blocks and final norm: token ids to hidden states."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        cos, sin = rotary_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.recomputes = False
+        """Whether a block's activations are computed again for the gradient, not kept (arXiv:1604.06174)."""
+
+    def forward(self, ids: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, H) of `ids` (B, T), each of which looks at those before it, or as `mask` says."""
+        time = ids.shape[1]
+        x = self.embed_tokens(ids)  # (B, T, H)
+        if cache is None:
+            cos, sin = self.cos[:time], self.sin[:time]
+            for layer in self.layers:
+                if self.recomputes:
+                    x = checkpoint(layer, x, cos, sin, None, mask, use_reentrant=False)
+                else:
+                    x = layer(x, cos, sin, None, mask)
+            return x
+        where, mask = cache.next(time)
+        cos, sin = self.cos[where], self.sin[where]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, (cache, index, where, mask))
+        cache.length += time
+        return x
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Another way to compute the same, faster on some hardware."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    logits: Callable[[Tensor, KeyValueCache], Tensor]
+
+
+class LlamaForCausalLM(nn.Module):
+    """A Llama that predicts the next token.
+
+    Weights are drawn from a normal distribution with standard deviation `initializer_range`;
+    norms start at one.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=config.initializer_range)
+        self.document_end: int | None = None
+        """The id that ends a document; where set, tokens attend to their own document alone (not while sampling)."""
+        self._head = self._head_loss
+        self.is_compiled = False
+        self.is_sharded = False
+        """Whether each process of a group has some rows of the weights."""
+        self.fused: Fused | None = None
+
+    def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Logits (B, T, V) of the token that follows each of `ids` (B, T).
+
+        With a `cache`, `ids` are the positions after those that it holds: any number of them into
+        an empty cache, one at a time afterwards.
+        """
+        assert cache is None or ids.shape[1] == 1 or cache.length == 0, "one position at a time"
+        if self.fused and cache is not None:
+            return self.fused.logits(ids, cache)
+        logits: Tensor = self._logits(self.model(ids, cache, self._mask(ids) if cache is None else None))
+        return logits
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy, in nats, of `targets` (B, T) after `ids` (B, T): a float32 scalar."""
+        if self.fused:
+            return self.fused.loss(ids, targets)
+        return self._head(self.model(ids, mask=self._mask(ids)), targets)
+
+    def _mask(self, ids: Tensor) -> Tensor | None:
+        return None if self.document_end is None else document_mask(ids, self.document_end)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(self.model.norm(hidden))
+
+    def _head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = self._logits(hidden).float().flatten(0, 1)  # (B*T, V)
+        return functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
+
+    def compile_parts(self) -> None:
+        """Compile one block, used by all layers, and the head with its loss.
+
+        Compiled by parts the first step comes after seconds rather than a minute, whatever the
+        number of layers.
+        """
+        for layer in self.model.layers:
+            layer.compile(fullgraph=True, dynamic=False)
+        self._head = torch.compile(self._head_loss, fullgraph=True, dynamic=False)
+        self.is_compiled = True
+
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """Compute without what was compiled, for shapes that come seldom."""
+        is_plain = self.fused or not self.is_compiled
+        return nullcontext() if is_plain else torch.compiler.set_stance("force_eager")
+
+    def forget_compilation(self) -> None:
+        """Go back to the uncompiled model."""
+        for layer in self.model.layers:
+            layer._compiled_call_impl = None
+        self._head = self._head_loss
+        self.is_compiled, self.fused = False, None
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters by Hugging Face name, the tied output projection left out."""
+        return dict(self.named_parameters())

@@ -1,0 +1,173 @@
+"""What training would take on this machine, found out before it takes it: hours, disk, and rows of the embedding.
+
+It refuses or lets pass, and changes nothing that is computed.
+"""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smollm.config.corpus import CorpusSource
+from smollm.config.file import Config, load
+from smollm.config.model import ModelConfig
+from smollm.config.training import OptimizerKind, TrainingConfig
+from smollm.errors import ConfigError, PipelineError, StorageError, TrainingError
+from smollm.model.throughput import flops_per_token, parameter_count
+from smollm.state.workspace import Workspace
+
+if TYPE_CHECKING:
+    from smollm.device.hardware import Hardware
+
+_SLOWEST = 1e10
+"""FLOP/s of a machine so slow that there is none: what ends in time on it needs no measuring."""
+
+_BUSY = 2.0
+"""How much faster a machine may be than it was measured while it did something else."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Whether one training stage ends within `runtime.max_hours`."""
+
+    stage: str
+    model: ModelConfig
+    training: TrainingConfig
+    max_hours: float
+    presets: Path
+    """The folder of the presets, one of which may fit instead."""
+
+    @property
+    def step_flops(self) -> float:
+        return _step_flops(self.model, self.training)
+
+    def is_short(self, steps: int) -> bool:
+        """Whether `steps` steps end in time on any machine."""
+        return self.step_flops * steps / _SLOWEST <= 3600 * self.max_hours
+
+    def check_bound(self, steps: int, hardware: "Hardware", processes: int) -> None:
+        """Refuse `steps` steps that would take too long if they were matrix products alone.
+
+        Args:
+            steps: that are left.
+            hardware: of one process.
+            processes: that share a step.
+
+        Raises:
+            TrainingError: they would.
+        """
+        if not self.is_short(steps):
+            rate = _BUSY * hardware.product_rate() * processes
+            seconds = self.step_flops / rate
+            self._check(
+                steps, seconds, "at least", f"{rate / 1e9:,.0f} GFLOP/s, faster than {hardware.name} multiplies"
+            )
+
+    def check_pace(self, steps: int, seconds: float) -> None:
+        """Refuse `steps` steps of so many seconds each, as measured.
+
+        Raises:
+            TrainingError: they take too long.
+        """
+        self._check(steps, seconds, "about", f"{seconds:,.2f} s a step")
+
+    def check_disk(self, checkpoints: Path, keep: int) -> None:
+        """Refuse a disk without room for the checkpoints that are kept and the one that is being written.
+
+        Args:
+            checkpoints: the folder they are written to; those that are there count.
+            keep: how many are kept.
+
+        Raises:
+            StorageError: there is less room.
+        """
+        size = checkpoint_bytes(self.model, self.training.optimizer.kind)
+        there = sum(file.stat().st_size for file in checkpoints.glob("step-*/*"))
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(checkpoints).free
+        needed = (keep + 1) * size - there
+        if free < needed:
+            raise StorageError(
+                f"{self.stage}: the disk must have {needed / 1e9:,.3g} GB free for {keep + 1} checkpoints of "
+                f"{size / 1e9:,.3g} GB, got {free / 1e9:,.3g} GB; free some, or lower runtime.keep_checkpoints"
+            )
+
+    def _check(self, steps: int, seconds: float, how: str, pace: str) -> None:
+        hours = steps * seconds / 3600
+        if hours <= self.max_hours:
+            return
+        fitting = self._fitting_preset(self.step_flops / seconds)
+        other = f"use `make repro PRESET={fitting}`" if fitting else f"lower {self.stage}.steps, or the model"
+        raise TrainingError(
+            f"{self.stage}: must take at most runtime.max_hours ({self.max_hours:g}), got {how} {hours:,.1f} hours for "
+            f"{steps} steps ({pace}); {other}, or raise runtime.max_hours"
+        )
+
+    def _fitting_preset(self, rate: float) -> str | None:
+        """The preset with the most work that `rate` FLOP/s do in time."""
+        hours: dict[str, float] = {}
+        for path in self.presets.glob("*.yaml"):
+            try:
+                config = load(path)
+            except PipelineError:
+                continue
+            if config.corpus.pretrain.source is CorpusSource.FILES:
+                continue  # wants a text that may not be there
+            training = _training(config, self.stage)
+            hours[path.stem] = _step_flops(config.model, training) * training.steps / rate / 3600
+        fitting = {name: value for name, value in hours.items() if value <= self.max_hours}
+        return max(fitting, key=lambda name: fitting[name], default=None)
+
+
+def refuse_endless(workspace: Workspace) -> None:
+    """Refuse, before the text is read, training that cannot end in time on this machine.
+
+    A stage whose result DVC has for these params may not run at all, and one whose device is not here
+    will not: they are left to their own check.
+
+    Raises:
+        TrainingError: a training stage cannot.
+    """
+    config = load(workspace.directory / "params.yaml")
+    for stage in ("pretrain", "finetune"):
+        training = _training(config, stage)
+        limit = Preflight(stage, config.model, training, config.runtime.max_hours, workspace.directory / "presets")
+        if limit.is_short(training.steps) or workspace.recorded_params(stage) == workspace.params(stage):
+            continue
+        from smollm.device.hardware import choose, count_processes  # bring torch, which a short one does not need here
+
+        try:
+            hardware, processes = choose(config.runtime), count_processes(config.runtime, training.sequences_per_step)
+        except TrainingError:
+            continue
+        limit.check_bound(training.steps, hardware, processes)
+
+
+def check_vocabulary(tokens: int, model: ModelConfig) -> None:
+    """Refuse a tokenizer of more `tokens` than the model has a row for in its embedding.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if tokens > model.vocab_size:
+        raise ConfigError(
+            f"params.yaml: model.vocab_size must hold the tokenizer's {tokens} tokens, "
+            f"got {model.vocab_size}; raise it, or use a smaller tokenizer"
+        )
+
+
+def checkpoint_bytes(model: ModelConfig, kind: OptimizerKind) -> int:
+    """Size of a checkpoint: weights and two moments in float32; with Muon the hidden matrices have one moment."""
+    parameters = parameter_count(model)
+    outside = replace(model, num_hidden_layers=0)
+    norms = 2 * model.num_hidden_layers * model.hidden_size
+    hidden = parameters - parameter_count(outside) - norms if kind is OptimizerKind.MUON else 0
+    return 4 * (3 * parameters - hidden)
+
+
+def _step_flops(model: ModelConfig, training: TrainingConfig) -> float:
+    return flops_per_token(model, training.sequence_length) * training.tokens_per_step
+
+
+def _training(config: Config, stage: str) -> TrainingConfig:
+    return config.pretrain if stage == "pretrain" else config.finetune

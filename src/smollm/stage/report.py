@@ -1,0 +1,140 @@
+"""A finished stage's reports, made from its journal: tables, curves, samples and the log.
+
+Losses and samples are the same bit for bit in every run of the same stage on the same CPU; speed
+and time are not, and are kept in files apart.
+"""
+
+import csv
+import datetime
+import io
+from pathlib import Path
+from typing import Any
+
+from smollm.state.files import write_atomically, write_json
+from smollm.state.journal import COMPLETE, EVENT, Record
+
+_COLUMNS = {
+    "losses.tsv": ("step", ("train_loss", "gradient_norm", "learning_rate")),
+    "validation.tsv": ("validation", ("loss", "bits_per_byte", "pretrain_loss", "pretrain_bits_per_byte")),
+    "speed.tsv": ("speed", ("tokens_per_second", "step_ms", "mfu", "goodput", "peak_memory_gib")),
+}
+_HEADINGS = {"loss": "validation_loss"}
+
+
+def write_training(directory: Path, title: str, records: list[Record], facts: dict[str, Any]) -> None:
+    """Write a training stage's reports below `directory`.
+
+    Args:
+        directory: ``reports/<stage>``.
+        title: of the loss curve.
+        records: the whole journal.
+        facts: more values for metrics.json, the same in every run.
+    """
+    for name, (kind, columns) in _COLUMNS.items():
+        rows: list[tuple[Any, ...]] = [(r.step, *(r.values.get(c) for c in columns)) for r in records if r.kind == kind]
+        headings = [_HEADINGS.get(column, column) for column in columns]
+        # a column that is unknown here (MFU on a CPU) is left out: DVC's plots take no blanks
+        kept = [0, *(i for i in range(1, len(columns) + 1) if any(row[i] is not None for row in rows))]
+        table = [["step", *headings], *(list(row) for row in rows)]
+        _write_table(directory / name, [[row[i] for i in kept] for row in table])
+    samples = [
+        (record.step, prompt, text)
+        for record in records
+        if record.kind == "sample"
+        for prompt, text in zip(record.values["prompts"], record.values["texts"], strict=True)
+    ]
+    _write_table(directory / "samples.tsv", [["step", "prompt", "text"], *map(list, samples)])
+    write_json(directory / "metrics.json", {**training_metrics(records), **facts})
+    write_log(directory / "training_log.txt", records)
+    _draw_losses(directory / "loss.svg", title, records)
+
+
+def training_metrics(records: list[Record]) -> dict[str, float]:
+    """First, last and best values of a training stage."""
+    steps = [r for r in records if r.kind == "step"]
+    validations = [r for r in records if r.kind == "validation"]
+    first, last = validations[0].values, validations[-1].values
+    of_pretrain = {
+        "pretrain_bits_per_byte": last.get("pretrain_bits_per_byte"),
+        "initial_pretrain_bits_per_byte": first.get("pretrain_bits_per_byte"),
+    }
+    return {
+        "step": steps[-1].step,
+        "first_train_loss": steps[0].values["train_loss"],
+        "train_loss": steps[-1].values["train_loss"],
+        "validation_loss": last["loss"],
+        "bits_per_byte": last["bits_per_byte"],
+        "best_bits_per_byte": min(r.values["bits_per_byte"] for r in validations),
+        "initial_bits_per_byte": first["bits_per_byte"],
+        **{name: value for name, value in of_pretrain.items() if value is not None},
+        "skipped_steps": sum(r.kind == "skip" for r in records),
+    }
+
+
+def speed_metrics(records: list[Record]) -> dict[str, float]:
+    """Median speed of the stage's steps, and its goodput."""
+    speeds = [r.values for r in records if r.kind == "speed"]
+    ordered = sorted(speeds, key=lambda values: float(values["tokens_per_second"]))
+    middle = ordered[len(ordered) // 2]
+    chosen = {
+        "tokens_per_second": middle["tokens_per_second"],
+        "step_ms": middle["step_ms"],
+        "mfu": middle["mfu"],
+        "goodput": speeds[-1]["goodput"],
+        "peak_memory_gib": max(values["peak_memory_gib"] for values in speeds),
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def write_log(path: Path, records: list[Record]) -> None:
+    """Write the journal as lines to read, with the local time of each."""
+    write_atomically(path, "".join(f"{_time(record)}  {_line(record)}\n" for record in records))
+
+
+def _line(record: Record) -> str:
+    values = record.values
+    if record.kind == EVENT:
+        return str(values["message"])
+    if record.kind == COMPLETE:
+        return "complete"
+    if record.kind == "sample":
+        texts = zip(values["prompts"], values["texts"], strict=True)
+        body = "\n".join("    " + (prompt + text).replace("\n", "\n    ") for prompt, text in texts)
+        return f"step {record.step}  samples\n{body}"
+    shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items() if value is not None)
+    return f"step {record.step}  {record.kind}  {shown}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _time(record: Record) -> str:
+    return datetime.datetime.fromtimestamp(record.time).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def _write_table(path: Path, rows: list[list[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def _draw_losses(path: Path, title: str, records: list[Record]) -> None:
+    import matplotlib  # slow to import, and used once
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    # the same curve gives the same bytes
+    with matplotlib.rc_context({"svg.hashsalt": "smollm"}):
+        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+        for kind, name, style in (("step", "train_loss", "-"), ("validation", "loss", "o-")):
+            points = [(r.step, r.values[name]) for r in records if r.kind == kind]
+            label = "training" if kind == "step" else "validation"
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=3)
+        axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        path.unlink(missing_ok=True)  # it may be a link into DVC's cache
+        figure.savefig(path, format="svg", metadata={"Date": None})
+        pyplot.close(figure)

@@ -1,0 +1,95 @@
+"""What dvc.yaml, params.yaml and dvc.lock say of a stage, and the fingerprint that follows from it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smollm.config.file import read_values
+from smollm.state.files import dvc_digest
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a stage runs, and where its repository is."""
+
+    directory: Path
+    """The working tree whose dvc.yaml, params and outputs are used."""
+    root: Path
+    """The repository that outlives it: the same, but for DVC's temporary experiment folders."""
+    values: dict[str, Any] | None = None
+    """All params, as a stage began with them; None: as they are in the file."""
+
+    @classmethod
+    def find(cls, directory: Path) -> "Workspace":
+        """The workspace at `directory`; DVC names the repository in DVC_ROOT."""
+        root = os.environ.get("DVC_ROOT")
+        return cls(directory, Path(root) if root else directory)
+
+    def with_params(self) -> "Workspace":
+        """The same with the params of now: a stage that is read afterwards is what its fingerprint says."""
+        return replace(self, values=read_values(self.directory / "params.yaml"))
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """The stage's entry in dvc.yaml."""
+        return _stages((self.directory / "dvc.yaml").read_text(encoding="utf-8"))[name]
+
+    def fingerprint(self, name: str, inputs: dict[str, str | None]) -> str:
+        """Of the stage as it would run now, with these `inputs`."""
+        return fingerprint_of(self.stage(name)["cmd"], inputs, self.params(name))
+
+    def states(self) -> Iterator[tuple[str, Path]]:
+        """Each live state of the repository: its stage, and its folder, named by its fingerprint."""
+        for directory in sorted((self.root / ".resume").glob("*/[!.]*")):
+            yield directory.parent.name, directory
+
+    def inputs(self, name: str) -> dict[str, str | None]:
+        """The digest of each of the stage's dependencies, by path."""
+        return {path: dvc_digest(self.directory / path) for path in self.stage(name)["deps"]}
+
+    def recorded_params(self, name: str) -> dict[str, Any] | None:
+        """The values of the stage's params in dvc.lock, None where DVC has no result of it."""
+        params: dict[str, Any] | None = self._recorded(name).get("params", {}).get("params.yaml")
+        return params
+
+    def params(self, name: str) -> dict[str, Any]:
+        """The values of the params that the stage declares."""
+        values = read_values(self.directory / "params.yaml") if self.values is None else self.values
+        return {key: values.get(key) for key in self.stage(name)["params"]}
+
+    def is_recorded(self, name: str, fingerprint: str) -> bool:
+        """Whether dvc.lock holds the result of the stage for this fingerprint."""
+        entry = self._recorded(name)
+        inputs = {dependency["path"]: dependency.get("md5") for dependency in entry.get("deps", [])}
+        return fingerprint_of(entry.get("cmd", ""), inputs, self.recorded_params(name) or {}) == fingerprint
+
+    def _recorded(self, name: str) -> dict[str, Any]:
+        """The stage's entry in dvc.lock, empty where it has none."""
+        lock = self.directory / "dvc.lock"
+        # not by PyYAML, to which DVC's `1e-05` is a text
+        stages = read_values(lock).get("stages", {}) if lock.exists() else {}
+        entry: dict[str, Any] = stages.get(name, {})
+        return entry
+
+
+def is_code(dependency: str) -> bool:
+    """Whether a stage's dependency is code, not data that DVC or the user keeps."""
+    return dependency.split("/")[0] in ("src", "stages")
+
+
+@lru_cache(maxsize=1)
+def _stages(text: str) -> dict[str, dict[str, Any]]:
+    stages: dict[str, dict[str, Any]] = yaml.safe_load(text)["stages"]
+    return stages
+
+
+def fingerprint_of(command: str, inputs: dict[str, str | None], params: dict[str, Any]) -> str:
+    """What a stage computes, in 16 hexadecimal digits."""
+    text = json.dumps([command, inputs, params], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,89 @@
+"""Batches cut from a token stream: a batch is a function of (seed, stage, step).
+
+Legend: B batch, T time.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smollm.device.seeding import key
+from smollm.errors import CorpusError
+from smollm.state.tokens import Tokens
+
+Ids = NDArray[np.int64]
+
+
+class Batches:
+    """Training windows in a new random order each epoch.
+
+    The token stream, repeated without end, is cut into windows of T inputs; the target after the last input is
+    the next window's first. Epoch e is made of the windows that begin in the e-th repetition. So every token is
+    an input once an epoch, but for the few, less than a window, that the window over an epoch's end has taken
+    over from the next one or left to it; and each epoch cuts elsewhere, unless T divides the stream.
+    """
+
+    def __init__(self, tokens: Tokens, sequences: int, length: int, seed: int, stage: str) -> None:
+        """
+        Args:
+            tokens: the whole stream, 1-D.
+            sequences: B, windows of a step.
+            length: T, in tokens.
+            seed, stage: choose the order.
+
+        Raises:
+            CorpusError: the stream is too short for one batch.
+        """
+        if len(tokens) < sequences * length:
+            raise CorpusError(
+                f"data/tokens/{stage}/train.bin: a step needs {sequences} sequences of {length} tokens "
+                f"({sequences * length} tokens in all), got {len(tokens)} tokens; "
+                f"add text, or lower {stage}.sequences_per_step or {stage}.sequence_length"
+            )
+        self.tokens, self.sequences, self.length = tokens, sequences, length
+        self.seed, self.stage = seed, stage
+        self._epoch: int | None = None
+
+    def __call__(self, step: int) -> tuple[Ids, Ids]:
+        """Inputs and targets of step `step`, counted from 1: (B, T) int64 each."""
+        windows = np.stack([self.window(start) for start in self.starts(step)])
+        return windows[:, :-1], windows[:, 1:]
+
+    def starts(self, step: int) -> list[int]:
+        """Where in the stream each sequence of step `step` begins."""
+        first = (step - 1) * self.sequences
+        return [self._start(index) for index in range(first, first + self.sequences)]
+
+    def window(self, start: int) -> Ids:
+        """T+1 tokens from `start` on; after the stream's last token comes its first."""
+        positions = np.arange(start, start + self.length + 1)
+        return self.tokens[positions % len(self.tokens)].astype(np.int64)
+
+    def _start(self, index: int) -> int:
+        epoch = index * self.length // len(self.tokens)
+        if epoch != self._epoch:
+            self._first, following = (-(-e * len(self.tokens) // self.length) for e in (epoch, epoch + 1))
+            chance = np.random.default_rng(key(self.seed, "batches", self.stage, epoch))
+            self._order = chance.permutation(following - self._first)
+            self._epoch = epoch
+        window = self._first + int(self._order[index - self._first])
+        return window * self.length % len(self.tokens)
+
+
+def validation_windows(tokens: Tokens, length: int, most: int, stage: str, reader: str | None = None) -> Ids:
+    """Consecutive windows (N, T+1) over at most `most` held-out tokens (one window at least).
+
+    Args:
+        stage: whose text it is.
+        reader: the stage that measures itself on it, if another.
+
+    Raises:
+        CorpusError: not one window fits.
+    """
+    windows = min((len(tokens) - 1) // length, max(1, most // length))
+    if windows < 1:
+        raise CorpusError(
+            f"data/tokens/{stage}/validation.bin: must hold a sequence of {length + 1} tokens, got {len(tokens)}; "
+            f"add text, raise corpus.validation_fraction or lower {reader or stage}.sequence_length"
+        )
+    starts = np.arange(windows)[:, None] * length
+    return tokens[starts + np.arange(length + 1)].astype(np.int64)

@@ -1,0 +1,67 @@
+"""What is written down of a step whose numbers are not finite: its sequences one by one, and their text."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch.nn.utils import get_total_norm
+
+from smollm.device.hardware import Hardware
+from smollm.model.llama import LlamaForCausalLM
+from smollm.model.sharding import full_tensor
+from smollm.state.files import write_json
+from smollm.state.tokens import TRAIN, documents_of
+from smollm.training.batches import Batches
+
+
+def sequences_alone(model: LlamaForCausalLM, batches: Batches, step: int, hardware: Hardware) -> list[dict[str, Any]]:
+    """Loss and norm of the gradient of each sequence of the stage's step `step` by itself, and where it begins.
+
+    Leaves no gradient behind. Not compiled: one sequence is another shape.
+    """
+    found: list[dict[str, Any]] = []
+    inputs, targets = batches(step)
+    with model.uncompiled():
+        for row, start in enumerate(batches.starts(step)):
+            model.zero_grad(set_to_none=True)
+            ids, following = (torch.tensor(array[row : row + 1]).to(hardware.device) for array in (inputs, targets))
+            with hardware.autocast():
+                loss = model.loss(ids, following)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = full_tensor(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+            found.append({"first_token": start, "loss": loss.item(), "gradient_norm": norm.item()})
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def write(path: Path, values: dict[str, Any], batches: Batches, directory: Path, tokenizer: Tokenizer) -> None:
+    """Write `values` as JSON, each of its `sequences` with its text and the documents that it is cut from.
+
+    Args:
+        path: of the JSON file.
+        values: of the step; numbers that are not finite are written as texts.
+        batches: of the stage, whose tokens are those of `directory`.
+        directory: the stage's token files.
+        tokenizer: decodes them.
+    """
+    offsets, names = documents_of(directory, TRAIN)
+    sequences = []
+    for sequence in values["sequences"]:
+        start, end = sequence["first_token"], sequence["first_token"] + batches.length
+        first, last = np.searchsorted(offsets, [start, end % len(batches.tokens)], side="right") - 1
+        # a window may go over the stream's end to its beginning
+        documents = names[first : last + 1] if end < len(batches.tokens) else names[first:] + names[: last + 1]
+        text = tokenizer.decode(batches.window(start).tolist(), skip_special_tokens=False)
+        sequences.append({**_plain(sequence), "documents": documents, "text": text})
+    write_json(path, {**_plain(values), "sequences": sequences})
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no words for numbers that are not finite."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }

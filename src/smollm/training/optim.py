@@ -1,0 +1,245 @@
+"""AdamW, and Muon for the hidden matrices, as one optimizer with one state.
+
+Muon is momentum whose update is made orthogonal by a few Newton-Schulz iterations
+(kellerjordan.github.io/posts/muon), scaled so that AdamW's learning rate fits it (arXiv:2502.16982).
+"""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from smollm.config.training import OptimizerConfig, OptimizerKind
+from smollm.device.group import Group
+from smollm.errors import CheckpointError
+from smollm.model.sharding import is_sharded, local_rows, shard_like
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Replace the singular values of each matrix by values near 1, keeping the singular vectors.
+
+    Args:
+        matrices: (..., rows, columns), any float dtype.
+        steps: Newton-Schulz iterations; 5 bring the values to between about 0.7 and 1.2.
+        dtype: to compute in; bfloat16 is precise enough.
+
+    Returns:
+        Same shape, in `dtype`.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).to(dtype, memory_format=torch.contiguous_format)
+    shape = x.shape
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).view(-1, *shape[-2:])
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.view(shape)
+    return x.mT if tall else x
+
+
+class _Part(torch.optim.Optimizer):
+    """Some of a model's parameters in groups, and their moments.
+
+    Torch wraps what could be met while compiling (these two methods, the steps of its own optimizers) in code that
+    imports the whole compiler, seconds of each start.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+    moments: tuple[str, ...]
+    """What `state` has of each parameter."""
+
+    def _moments(self, parameter: nn.Parameter) -> list[Tensor]:
+        """Those of the rows that this process has, zero before the first step."""
+        state = self.state[parameter]
+        if not state:
+            # the fused kernels want even "step" on the parameter's device
+            scalar = torch.zeros((), device=parameter.device)
+            state |= {name: scalar if name == "step" else torch.zeros_like(parameter) for name in self.moments}
+        return [local_rows(state[name]) for name in self.moments]
+
+
+class AdamW(_Part):
+    """Adam with decoupled weight decay (arXiv:1711.05101), by torch's fused kernels."""
+
+    moments = ("exp_avg", "exp_avg_sq", "step")
+
+    def __init__(
+        self, groups: list[dict[str, Any]], config: OptimizerConfig, rate: float | Tensor, is_captured: bool
+    ) -> None:
+        self.config, self.is_captured = config, is_captured
+        super().__init__(groups, {"lr": rate})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the parameters from their gradients, which are left as they are."""
+        beta1, beta2 = self.config.betas
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            moments = [self._moments(p) for p in trained]
+            adamw(
+                [local_rows(p) for p in trained],
+                [local_rows(p.grad) for p in trained],
+                [average for average, _, _ in moments],
+                [square for _, square, _ in moments],
+                [],
+                [step for _, _, step in moments],
+                fused=True,
+                capturable=self.is_captured,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=self.config.eps,
+                maximize=False,
+            )
+
+
+class Muon(_Part):
+    """Nesterov momentum with an orthogonal update, for matrices; same shapes are done together.
+
+    Each process of a group makes its share of the updates orthogonal.
+    """
+
+    moments = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        config: OptimizerConfig,
+        rate: float | Tensor,
+        dtype: torch.dtype,
+        group: Group | None = None,
+    ) -> None:
+        self.group = group or Group.single()
+        defaults = {"lr": rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
+        self.newton_schulz_steps, self.dtype = config.newton_schulz_steps, dtype
+        by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            by_shape[parameter.shape].append(parameter)
+        super().__init__([{"params": group} for group in by_shape.values()], defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the parameters from their gradients, which are left as they are."""
+        for group in self.param_groups:
+            first = group["params"][0]
+            parameters = [local_rows(p) for p in group["params"]]
+            gradients = [local_rows(p.grad) for p in group["params"] if p.grad is not None]
+            assert len(gradients) == len(parameters), "every matrix has a gradient"
+            buffers = [self._moments(p)[0] for p in group["params"]]
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
+            stacked = self._orthogonalize(updates, len(first) if is_sharded(first) else None)
+            scale = 0.2 * max(first.shape) ** 0.5
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            stacked = stacked.to(parameters[0].dtype)
+            if isinstance(group["lr"], Tensor):  # no operation takes it as its factor
+                torch._foreach_add_(parameters, list(stacked.mul_(group["lr"] * -scale)))
+            else:
+                torch._foreach_add_(parameters, list(stacked), alpha=-group["lr"] * scale)
+
+    def _orthogonalize(self, updates: Sequence[Tensor], rows: int | None) -> Tensor:
+        """The updates made orthogonal and stacked, of which each process does its share.
+
+        Args:
+            updates: (rows, columns) each.
+            rows: of the whole matrices, where this process has some of them only.
+        """
+        if rows is not None:
+            owned = self.group.rows_to_matrices(torch.stack(tuple(updates)).to(self.dtype), rows)
+            done = orthogonalize(owned, self.newton_schulz_steps, self.dtype)
+            return self.group.matrices_to_rows(done, len(updates), len(updates[0]))
+        mine = updates[self.group.local_slice(len(updates))]
+        # a process without a share still has a part in the exchange
+        done = orthogonalize(torch.stack(tuple(mine or updates[:1])), self.newton_schulz_steps, self.dtype)
+        return self.group.all_gather_rows(done[: len(mine)], len(updates))
+
+
+class Optimizer:
+    """The optimizers of one model, with a state that is keyed by parameter name."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        dtype: torch.dtype = torch.float32,
+        group: Group | None = None,
+    ) -> None:
+        """
+        Args:
+            model: on its device already.
+            config: kind and settings.
+            dtype: what Muon's orthogonalization computes in; states stay in float32.
+            group: the processes that share Muon's work; this one alone, if none is given.
+        """
+        named = dict(model.named_parameters())
+        is_hidden = {name: p.ndim == 2 and ".layers." in name for name, p in named.items()}
+        muon = {name: p for name, p in named.items() if config.kind is OptimizerKind.MUON and is_hidden[name]}
+        rest = {name: p for name, p in named.items() if name not in muon}
+        self.kind = config.kind
+        is_cuda = all(parameter.is_cuda for parameter in named.values())
+        is_captured = is_cuda and not any(map(is_sharded, named.values()))
+        # on the device, so that a step that was captured there can be replayed with another one
+        peaks = [config.embedding_lr, config.lr] if muon else [config.lr]
+        self._shares = [peak / config.lr for peak in peaks]
+        """Each part's rate, as a share of the matrices'."""
+        self._rates = [torch.tensor(peak, device="cuda") for peak in peaks] if is_captured else None
+        rates: list[float] | list[Tensor] = peaks if self._rates is None else self._rates
+        groups = [
+            {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest.values() if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        self.parts: list[AdamW | Muon] = [AdamW(groups, config, rates[0], is_captured)]
+        if muon:
+            self.parts.append(Muon(list(muon.values()), config, rates[1], dtype, group))
+        self._owners = {name: (p, self.parts[-1 if name in muon else 0]) for name, p in named.items()}
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the rate of the matrices; those of embedding and norms keep their ratio to it."""
+        if self._rates is not None:
+            for one, share in zip(self._rates, self._shares, strict=True):
+                one.fill_(rate * share)
+            return
+        for part, share in zip(self.parts, self._shares, strict=True):
+            for group in part.param_groups:
+                group["lr"] = rate * share
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """All moments, as ``<parameter name>.<moment>``, on the parameters' device and divided as they are."""
+        return {
+            f"{name}.{moment}": value
+            for name, (parameter, part) in self._owners.items()
+            for moment, value in part.state.get(parameter, {}).items()
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over moments that `state()` gave.
+
+        Raises:
+            CheckpointError: they belong to another kind of optimizer or another model.
+        """
+        expected = {f"{name}.{moment}" for name, (_, part) in self._owners.items() for moment in part.moments}
+        if expected != state.keys():
+            odd = sorted(expected ^ state.keys())
+            raise CheckpointError(
+                f"the checkpoint's optimizer state must fit {self.kind.value}, got {len(odd)} moments that differ, "
+                f"the first is {odd[0]}; use the optimizer it was trained with"
+            )
+        for name, (parameter, part) in self._owners.items():
+            part.state[parameter] = {
+                moment: shard_like(state[f"{name}.{moment}"], parameter) for moment in part.moments
+            }

@@ -1,0 +1,150 @@
+"""The arithmetic of one optimizer step: the gradient of a whole batch, clipping, the update.
+
+With the kernels of `fused` both halves are captured as CUDA graphs at a process's second step
+(its twelfth where gradients are averaged over a group) and replayed from then on, so that the GPU never waits
+for the next of a thousand kernels to be asked for. The host still looks at the loss between the two halves,
+and takes no step where it is not finite.
+"""
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from smollm.device.group import Group
+from smollm.device.hardware import Hardware
+from smollm.model.llama import LlamaForCausalLM
+from smollm.model.sharding import full_tensor
+from smollm.training.optim import Optimizer
+
+_AVERAGED_WARM_UPS = 11
+"""Steps after which DistributedDataParallel has settled where gradients travel, and no longer takes its own times."""
+
+
+class _Loss(nn.Module):
+    """The model's loss as a module, as torch's averaging wants it."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        return self.model.loss(ids, targets)
+
+
+class Step:
+    """Gradient and update, in turns."""
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler,
+        hardware: Hardware,
+        micro_batch: int,
+        gradient_clip: float,
+        group: Group | None = None,
+    ) -> None:
+        """
+        Args:
+            model, optimizer: neither is given other tensors once a step was taken.
+            scaler: of fp16's loss.
+            hardware: device and precision.
+            micro_batch: sequences computed at once; divides those of a process's batch.
+            gradient_clip: the largest norm of the gradient that is left as it is.
+            group: the processes whose gradients are averaged; this one alone, if none is given.
+        """
+        self.group = group or Group.single()
+        self.model, self.optimizer, self.scaler, self.hardware = model, optimizer, scaler, hardware
+        self.micro_batch, self.gradient_clip = micro_batch, gradient_clip
+        # a graph keeps its memory to itself: the plain model's validation would take as much again
+        self._captures = hardware.captures and model.fused is not None
+        self._averaged = self._average() if self.group.size > 1 and not model.is_sharded else None
+        self._warm_ups = 1 if self._averaged is None else _AVERAGED_WARM_UPS
+        self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
+
+    def gradient(self, batch: Tensor) -> Tensor:
+        """Leave the gradient of `batch` with the parameters.
+
+        Args:
+            batch: inputs and targets, (2, B, T) int64, in pinned memory if the device is a GPU.
+
+        Returns:
+            On the device: this process's mean loss, and the whole gradient's norm before it is clipped; good until
+            the next call.
+        """
+        if self._captures and self._warm_ups == 0 and self._graphs is None:
+            self._capture(batch)
+        if self._graphs is None:
+            self._numbers = self._gradient(batch.to(self.hardware.device, non_blocking=True))
+        else:
+            self._batch.copy_(batch, non_blocking=True)
+            self._graphs[0].replay()
+        return self._numbers
+
+    def update(self, rate: float, skip: bool = False) -> None:
+        """Clip the gradient, step with learning rate `rate`, forget the gradient.
+
+        With `skip` no weight and no moment changes: fp16's loss scale, which is lowered, was too large.
+        """
+        self.optimizer.set_learning_rate(rate)
+        if self._graphs is None:
+            if not skip:  # by itself the scaler skips only the part of the optimizer whose gradient overflowed
+                self._update()
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            self._warm_ups = max(0, self._warm_ups - 1)
+        else:
+            self._graphs[1].replay()  # the next gradient overwrites this one
+
+    def _gradient(self, batch: Tensor) -> Tensor:
+        inputs, targets = (ids.split(self.micro_batch) for ids in batch)
+        total = torch.zeros((), device=self.hardware.device)
+        for index, (ids, following) in enumerate(zip(inputs, targets, strict=True)):
+            with self._apart(index < len(inputs) - 1):
+                with self.hardware.autocast():
+                    loss = (self._averaged or self.model.loss)(ids, following) / len(inputs)
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        for part in self.optimizer.parts:
+            self.scaler.unscale_(part)
+        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return torch.stack((total, full_tensor(norm)))
+
+    def _average(self) -> DistributedDataParallel:
+        """The model's loss, whose gradient is averaged over the group while it is computed."""
+        if self.model.is_compiled and not self.model.fused:
+            torch._dynamo.config.optimize_ddp = False  # it would cut up parts that are small enough
+        # where it is made its gradients are collected; a step is never captured on the default stream
+        stream = torch.cuda.Stream() if self._captures else None  # type: ignore[no-untyped-call]
+        if stream is not None:  # the steps before the capture are taken on another, and torch would warn of it
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        with warnings.catch_warnings(), torch.cuda.stream(stream):
+            warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for the buffers' part
+            return DistributedDataParallel(_Loss(self.model), broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _apart(self, stay: bool) -> AbstractContextManager[None]:
+        """Leave gradients with their processes while they `stay`: they travel with the last micro-batch of a step."""
+        if self.model.is_sharded:
+            cast(Any, self.model).set_requires_gradient_sync(not stay)
+        return self._averaged.no_sync() if stay and self._averaged else nullcontext()
+
+    def _update(self) -> None:
+        clip_grads_with_norm_(self.model.parameters(), self.gradient_clip, self._numbers[1])
+        for part in self.optimizer.parts:
+            self.scaler.step(part)
+
+    def _capture(self, batch: Tensor) -> None:
+        """Both halves as they are done for every batch; the step before has made all that lasts, the moments too."""
+        self._batch = batch.to(self.hardware.device)
+        graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # other threads go on using the GPU: one writes checkpoints
+        with torch.cuda.graph(graphs[0], capture_error_mode="thread_local"):
+            self._numbers = self._gradient(self._batch)
+        with torch.cuda.graph(graphs[1], pool=graphs[0].pool(), capture_error_mode="thread_local"):
+            self._update()
+        self._graphs = graphs

@@ -1,0 +1,89 @@
+"""What `make data` says of a corpus, against the documents that it is made of."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_selection import CORPUS, Texts
+from tokenizers import Tokenizer
+
+from smollm.corpus import describe, encode, tokenizer
+from smollm.corpus.selection import Split
+from smollm.errors import CorpusError
+
+END = "<|endoftext|>"
+TEXTS = {f"data/raw/{'a' if n % 3 else 'b'}.jsonl#{n}": f"line {n} " * (1 + n % 7) for n in range(90)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token files of `TEXTS` for pretrain, and of a third of them for finetune."""
+    root = tmp_path_factory.mktemp("data")
+    made: Tokenizer = tokenizer.check(tokenizer.train(TEXTS.values(), 300, END), END, "made here")
+    (root / "tokenizer").mkdir()
+    made.save(str(root / "tokenizer" / "tokenizer.json"))
+    split = Split(0.3)
+    doubled = {**TEXTS, "data/raw/a.jsonl#90": "line 0 "}
+    for stage, texts in (("pretrain", doubled), ("finetune", dict(list(TEXTS.items())[::3]))):
+        encode.write(root / "tokens" / stage, Texts(texts), made, END, CORPUS, split)
+    return root
+
+
+def directories(data: Path) -> dict[str, Path]:
+    return {stage: data / "tokens" / stage for stage in describe.STAGES}
+
+
+def test_the_overview_counts_what_there_is(data: Path) -> None:
+    table = describe.overview(directories(data))
+    assert table["documents"].groupby(table["stage"]).sum().to_dict() == {"pretrain": 90, "finetune": 30}
+    assert round(table["megabytes"].sum() * 1e6) == sum(map(len, TEXTS.values())) + sum(
+        map(len, list(TEXTS.values())[::3])
+    )
+    lengths = describe.document_lengths(data / "tokens" / "pretrain", "train")
+    row = table.iloc[0]
+    assert (row["tokens"], row["longest_tokens"]) == (lengths.sum(), lengths.max())
+    assert row["median_tokens"] == int(np.median(lengths))
+
+
+def test_what_was_left_out_is_counted(data: Path) -> None:
+    table = describe.left_out(directories(data)).set_index("stage")
+    assert table["duplicates"].to_dict() == {"pretrain": 1, "finetune": 0}
+
+
+def test_sources_are_files_with_their_share_of_the_tokens(data: Path) -> None:
+    table = describe.sources(data / "tokens" / "pretrain").set_index("source")
+    assert table["documents"].to_dict() == {"data/raw/a.jsonl": 60, "data/raw/b.jsonl": 30}
+    assert list(table["tokens"]) == sorted(table["tokens"], reverse=True)
+    assert round(sum(float(share.rstrip(" %")) for share in table["share"])) == 100
+
+
+def test_many_sources_are_summed_up(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describe, "_SOURCES", 1)
+    table = describe.sources(data / "tokens" / "pretrain")
+    assert list(table["source"]) == ["data/raw/a.jsonl", "1 others"]
+    assert table["documents"].sum() == 90
+
+
+def test_documents_are_shown_as_the_tokens_have_them(data: Path) -> None:
+    shown = [
+        text.removesuffix(END)
+        for stage, directory in directories(data).items()
+        for side in ("train", "validation")
+        for _, text in describe.examples(data, directory, side, 1, 3)
+        if stage
+    ]
+    assert len(shown) == 12
+    assert set(shown) <= set(TEXTS.values())
+
+
+def test_the_text_and_the_picture_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
+    for name in ("one.svg", "two.svg"):
+        describe.draw_lengths(tmp_path / name, directories(data))
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert describe.describe(data) == describe.describe(data)
+    assert describe.describe(data, seed=1) != describe.describe(data)
+
+
+def test_no_token_files_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"must hold what `tokenize` writes, got no manifest\.json"):
+        describe.describe(tmp_path)

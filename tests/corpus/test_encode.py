@@ -1,0 +1,216 @@
+"""Documents to token files: split, deduplicated, encoded, with a manifest."""
+
+import csv
+import hashlib
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_selection import CORPUS, Texts
+from tokenizers import Tokenizer
+
+from smollm.corpus import encode, tokenizer
+from smollm.corpus.document import Document
+from smollm.corpus.selection import Split, Tally, select, training_texts
+from smollm.errors import CorpusError, user_error
+from smollm.state.tokens import as_plain_text, documents_of, open_tokens
+
+END = "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer() -> Tokenizer:
+    return as_plain_text(tokenizer.train(["the quick brown fox " * 20], 300, END))
+
+
+def write(directory: Path, documents: dict[str, str], made: Tokenizer, **settings: Any) -> dict[str, Any]:
+    corpus = replace(CORPUS, **settings)
+    return encode.write(directory, Texts(documents), made, END, corpus, Split(corpus.validation_fraction))
+
+
+DOCUMENTS = {f"file{n}": f"the fox number {n} 😀\n\tjumps\n" for n in range(40)}
+
+
+def test_the_files_hold_every_document_followed_by_end_of_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    manifest = write(tmp_path, DOCUMENTS, small_tokenizer)
+    texts = []
+    for side in ("train", "validation"):
+        ids = open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])
+        offsets = np.fromfile(tmp_path / f"{side}.offsets.bin", np.uint64)
+        assert len(ids) == manifest[side]["tokens"]
+        assert len(offsets) == manifest[side]["documents"]
+        for start, end in zip(offsets, [*offsets[1:], len(ids)], strict=True):
+            document = ids[int(start) : int(end)].tolist()
+            assert document[-1] == manifest["end_of_text_id"]
+            texts.append(small_tokenizer.decode(document[:-1]))
+    assert sorted(texts) == sorted(DOCUMENTS.values())
+
+
+@pytest.mark.parametrize("side", [None, "train", "validation"], ids=["by document", "all train", "all validation"])
+def test_each_document_is_found_by_its_place(side: str | None, tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    keys = [f"file{n}" for n in range(80)]
+    chosen = [key for key in keys if side in (None, Split(0.5).side(Document.of(key, key)))]
+    documents = {key: f"the fox of {key} *\n\tjumps\n" for key in chosen}
+    manifest = write(tmp_path, documents, small_tokenizer, validation_fraction=0.5)
+    assert (manifest["split"] == "by document") is (side is None)
+    ids = open_tokens(tmp_path / "train.bin", manifest["dtype"])
+    offsets, names = documents_of(tmp_path, "train")
+    assert len(offsets) == len(names) > 10
+    places = [int(place) for place in offsets]
+    for name, start, end in zip(names, places, [*places[1:], len(ids)], strict=True):
+        text = small_tokenizer.decode(ids[start : max(start, end - 1)].tolist())
+        assert documents[name].startswith(text)
+        assert text == documents[name] or (side is not None and name == names[-1])
+
+
+def test_the_manifest_counts_bytes_and_tokens(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    manifest = write(tmp_path, DOCUMENTS, small_tokenizer)
+    assert manifest["split"] == "by document"
+    sides = [manifest[side] for side in ("train", "validation")]
+    assert all(side["documents"] > 0 for side in sides)
+    assert sum(side["bytes"] for side in sides) == sum(len(text.encode()) for text in DOCUMENTS.values())
+    digest = hashlib.sha256((tmp_path / "train.bin").read_bytes()).hexdigest()
+    assert manifest["train"]["sha256"] == digest
+    with (tmp_path / "documents.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert {row["key"]: row["sha256"] for row in rows} == {
+        key: hashlib.sha256(text.encode()).hexdigest() for key, text in DOCUMENTS.items()
+    }
+    for side in ("train", "validation"):
+        of_side = [row for row in rows if row["split"] == side]
+        assert sum(int(row["tokens"]) + 1 for row in of_side) == manifest[side]["tokens"]
+
+
+def test_a_documents_side_follows_from_its_key_alone(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    code = {key: f"code of {key}" for key in DOCUMENTS}
+    documentation = {key: f"documentation of {key}" for key in reversed(DOCUMENTS)}
+    sides = []
+    for name, documents in (("code", code), ("docs", documentation)):
+        write(tmp_path / name, documents, small_tokenizer)
+        with (tmp_path / name / "documents.tsv").open() as file:
+            sides.append({row["key"]: row["split"] for row in csv.DictReader(file, delimiter="\t")})
+    assert sides[0] == sides[1]
+    assert set(sides[0].values()) == {"train", "validation"}
+
+
+def test_exact_duplicates_are_removed_before_the_split(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    documents = {**DOCUMENTS, **{f"copy{n}": DOCUMENTS[f"file{n}"] for n in range(7)}}
+    manifest = write(tmp_path, documents, small_tokenizer)
+    assert manifest["duplicates_removed"] == 7
+    assert manifest["train"]["documents"] + manifest["validation"]["documents"] == len(DOCUMENTS)
+
+
+def test_the_text_is_capped(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    size = len(DOCUMENTS["file0"].encode())
+    manifest = write(tmp_path, DOCUMENTS, small_tokenizer, max_megabytes=5.5 * size / 1e6)
+    assert manifest["train"]["documents"] + manifest["validation"]["documents"] == 5
+
+
+@pytest.mark.parametrize("key", ["file0", "file1", "file2", "file3", "file4", "file5", "file6", "file7"])
+def test_a_single_document_is_cut_into_training_text_and_a_held_out_tail(
+    key: str, tmp_path: Path, small_tokenizer: Tokenizer
+) -> None:
+    text = "the quick brown fox jumps over the lazy dog. " * 30
+    manifest = write(tmp_path, {key: text}, small_tokenizer, validation_fraction=0.25)
+    assert manifest["split"].startswith("by tail")
+    ids = [open_tokens(tmp_path / f"{side}.bin", manifest["dtype"]).tolist() for side in ("train", "validation")]
+    assert small_tokenizer.decode([*ids[0], *ids[1][:-1]]) == text
+    assert len(ids[1]) == int(0.25 * (len(ids[0]) + len(ids[1])))
+    assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == len(text)
+
+
+ONE_SIDED = [key for key in (f"file{n}" for n in range(40)) if Split(0.3).side(Document.of(key, key)) == "train"]
+"""Keys of documents that are all trained on."""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+@pytest.mark.parametrize("name", ["validation.bin", "validation.offsets.bin"])
+@pytest.mark.parametrize("words", [3, 30_000])
+def test_a_disk_that_is_full_when_the_text_is_cut_is_one_line(
+    name: str, words: int, tmp_path: Path, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "file_digest", lambda *_: "")  # reading such a file has no end
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError) as full:
+        write(tmp_path, {ONE_SIDED[0]: "fox " * words}, small_tokenizer)
+    assert "the disk must have room" in str(user_error(full.value))
+
+
+def test_several_documents_on_one_side_are_cut_with_their_places(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    texts = {key: f"the fox number {key} jumps" for key in ONE_SIDED[:6]}
+    manifest = write(tmp_path, texts, small_tokenizer)
+    assert manifest["split"].startswith("by tail")
+    places = {side: documents_of(tmp_path, side) for side in ("train", "validation")}
+    found = {}
+    for side, (offsets, names) in places.items():
+        ids = open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])
+        assert len(ids) == manifest[side]["tokens"]
+        assert len(offsets) == len(names) == manifest[side]["documents"]
+        ends = [*offsets[1:].tolist(), len(ids)]
+        parts = [ids[start:end].tolist() for start, end in zip(offsets.tolist(), ends, strict=True)]
+        found[side] = [small_tokenizer.decode(part, skip_special_tokens=False) for part in parts]
+    (_, first), (_, last) = places.values()
+    assert set(first) | set(last) == set(texts)
+    shared = int(first[-1] == last[0])
+    assert len(first) + len(last) == 6 + shared
+    assert "".join(found["train"] + found["validation"]) == "".join(text + END for text in texts.values())
+    assert found["train"][0] == texts[first[0]] + END
+    assert found["validation"][-1] == texts[last[-1]] + END
+
+
+def test_text_that_is_cut_in_one_stage_is_no_others_unless_it_is_the_very_same(
+    tmp_path: Path, small_tokenizer: Tokenizer
+) -> None:
+    few = {key: f"the fox number {key} jumps" for key in ONE_SIDED[:3]}
+    many = {**DOCUMENTS, **few}
+    cases = {
+        "the same": (few, few, None),
+        "none in common": (few, {f"x{n}": f"text {n}" for n in range(40)}, None),
+        "cut, then more": (few, many, "got 3 common ones"),
+        "more, then cut": (many, few, "got 3 common ones"),
+        "cut, then fewer": (few, dict(list(few.items())[:1]), "got 1 common ones"),
+        "many, twice": (many, many, None),
+    }
+    for name, (first, second, message) in cases.items():
+        split = Split(0.3)
+        encode.write(tmp_path / name / "1", Texts(first), small_tokenizer, END, CORPUS, split)
+        raises = pytest.raises(CorpusError, match=message) if message else nullcontext()
+        with raises:
+            encode.write(tmp_path / name / "2", Texts(second), small_tokenizer, END, CORPUS, split)
+
+
+def test_the_tokenizer_learns_from_the_training_side_alone() -> None:
+    source = Texts(DOCUMENTS)
+    train = {one.document.text for one in select(source, CORPUS, Split(0.3), Tally()) if one.side == "train"}
+    assert set(training_texts(source, CORPUS, 1.0)) == train
+    assert 0 < len(train) < len(DOCUMENTS)
+
+
+def test_the_tokenizers_text_is_capped() -> None:
+    size = len(DOCUMENTS["file0"].encode())
+    assert len(list(training_texts(Texts(DOCUMENTS), CORPUS, 3.5 * size / 1e6))) == 3
+
+
+def test_a_lone_document_on_the_held_out_side_still_teaches_the_tokenizer() -> None:
+    for key in DOCUMENTS:
+        assert list(training_texts(Texts({key: "text"}), CORPUS, 1.0)) == ["text"]
+
+
+def test_a_special_token_in_a_document_is_plain_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    text = f"before {END} after"
+    manifest = write(tmp_path, {"a": text, "b": "other"}, small_tokenizer)
+    ids = [t for side in ("train", "validation") for t in open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])]
+    assert ids.count(manifest["end_of_text_id"]) == 2
+
+
+def test_no_text_is_one_clear_line(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.pretrain must give text to train on, got none; add text"):
+        write(tmp_path, {}, small_tokenizer)
+
+
+def test_a_cap_below_the_first_document_is_one_clear_line(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.max_megabytes must hold the first document \(file0"):
+        write(tmp_path, DOCUMENTS, small_tokenizer, max_megabytes=1e-6)

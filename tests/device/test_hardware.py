@@ -1,0 +1,128 @@
+"""Device, precision and compilation as `runtime` asks for them, on this machine."""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from smollm.config.fields import Auto
+from smollm.config.runtime import DeviceKind, Precision, RuntimeConfig
+from smollm.device.hardware import Hardware, choose
+from smollm.errors import TrainingError
+
+RUNTIME = RuntimeConfig(
+    device=DeviceKind.CPU,
+    precision=Precision.AUTO,
+    compile=False,
+    processes=1,
+    max_restarts=0,
+    shard_weights=False,
+    activation_checkpointing=False,
+    micro_batch_size=Auto.AUTO,
+    checkpoint_every_steps=10,
+    keep_checkpoints=2,
+    max_hours=24.0,
+)
+CPU_FLAGS = Path("/proc/cpuinfo")
+
+
+@pytest.fixture(autouse=True)
+def matmul_precision() -> Iterator[None]:
+    """`choose` sets it for the whole process."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "matmul"),
+    [(Precision.FP32, torch.float32, "highest"), (Precision.BF16, torch.bfloat16, "high")],
+)
+def test_a_precision_that_the_cpu_has_is_used_for_matrix_products(
+    precision: Precision, dtype: torch.dtype, matmul: str
+) -> None:
+    hardware = choose(replace(RUNTIME, precision=precision))
+    assert (hardware.device, hardware.precision, hardware.dtype) == (torch.device("cpu"), precision, dtype)
+    assert torch.get_float32_matmul_precision() == matmul
+    with hardware.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == dtype
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not CPU_FLAGS.exists(), reason="reads what Linux says of an x86 CPU"
+)
+def test_auto_precision_is_bf16_where_the_cpu_multiplies_it_itself() -> None:
+    flags = CPU_FLAGS.read_text().split()
+    native = "avx512_bf16" in flags or "amx_bf16" in flags
+    assert choose(RUNTIME).precision is (Precision.BF16 if native else Precision.FP32)
+
+
+def test_auto_precision_is_fp32_where_the_cpu_does_not_say_that_it_multiplies_bf16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert choose(RUNTIME).precision is Precision.FP32
+
+
+def test_fp16_on_the_cpu_is_refused_in_one_line() -> None:
+    with pytest.raises(TrainingError) as caught:
+        choose(replace(RUNTIME, precision=Precision.FP16))
+    assert str(caught.value) == ("params.yaml: runtime.precision must be bf16 or fp32 on the CPU, got 'fp16'; use auto")
+
+
+@pytest.mark.parametrize(
+    ("device", "module"), [(DeviceKind.CUDA, torch.cuda), (DeviceKind.MPS, torch.backends.mps)], ids=["cuda", "mps"]
+)
+def test_a_device_that_is_not_there_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, device: DeviceKind, module: object
+) -> None:
+    monkeypatch.setattr(module, "is_available", lambda: False)
+    with pytest.raises(TrainingError) as caught:
+        choose(replace(RUNTIME, device=device))
+    assert str(caught.value) == (
+        f"params.yaml: runtime.device must be a device of this machine, got '{device.value}', which torch "
+        f"{torch.__version__} does not find; use auto"
+    )
+
+
+def test_auto_device_is_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    hardware = choose(replace(RUNTIME, device=DeviceKind.AUTO))
+    assert hardware.device == torch.device("cpu")
+    assert hardware.name
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_compilation_is_what_was_asked_for(wanted: bool) -> None:
+    assert choose(replace(RUNTIME, compile=wanted)).compile is wanted
+
+
+def test_auto_compilation_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    automatic = replace(RUNTIME, compile=Auto.AUTO)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert choose(automatic).compile is False
+    (tmp_path / "g++").write_text("#!/bin/sh\n")
+    (tmp_path / "g++").chmod(0o755)
+    assert choose(automatic).compile is True
+
+
+def test_auto_compilation_is_for_stages_of_many_steps_on_a_cpu() -> None:
+    automatic = replace(RUNTIME, compile=Auto.AUTO)
+    assert choose(automatic, 50).compile is False
+    assert choose(automatic, 5000).compile is choose(automatic).compile
+    assert choose(replace(RUNTIME, compile=True), 50).compile is True
+
+
+def test_the_rate_of_products_is_that_of_a_machine_that_runs_torch(cpu: Hardware) -> None:
+    assert 1e9 < cpu.product_rate() < 1e14
+
+
+def test_memory_and_attention_are_described(cpu: Hardware) -> None:
+    cpu.synchronize()
+    assert 0.01 < cpu.peak_memory_gib() < 1024
+    assert cpu.attention_kernel(4, 2, 8, 16) == "cpu default"

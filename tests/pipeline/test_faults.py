@@ -1,0 +1,245 @@
+"""Real faults under a real `dvc repro`: bad numbers, a full disk, no time, damage; what is said, and what is kept."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.clone import Clone
+from test_kills import assert_equals_a_run_left_alone, clone, exact_outputs, last_step, wait_for_step
+from test_pipeline import client, runs
+
+
+def error_line(output: str) -> str:
+    """The one line with which a stage ended."""
+    assert "Traceback" not in output, output
+    (line,) = (line for line in output.splitlines() if line.startswith("ERROR: ") and "failed to reproduce" not in line)
+    return line
+
+
+def kill_after(project: Clone, step: int) -> None:
+    """kill -9 of DVC and the trainer, once pretrain has got that far."""
+    with project.start() as process:
+        wait_for_step(project, process, step)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_bad_numbers_stop_with_the_text_that_gave_them(tmp_path: Path) -> None:
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    project.set({"pretrain.optimizer.lr": 1e30, "pretrain.schedule.warmup_steps": 0})
+    line = error_line(project.dvc("repro", check=False).stdout)
+    assert re.search(
+        r"pretrain: loss and gradient must be finite, got loss .* at step 2, which was not taken; "
+        r"its text is in reports/pretrain/failure\.json and in MLflow; lower pretrain\.optimizer\.lr",
+        line,
+    )
+    text = (project.directory / "reports/pretrain/failure.json").read_text()
+    failure = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert failure["step"] == 2
+    assert len(failure["sequences"]) == 6
+    for sequence in failure["sequences"]:
+        assert sequence["documents"]
+        assert len(sequence["text"]) > 20
+    named = {name for sequence in failure["sequences"] for name in sequence["documents"]}
+    listing = (project.directory / "data/tokens/pretrain/documents.tsv").read_text()
+    assert all(f"\t{name}\n" in listing for name in named)
+    (run,) = runs(project)["pretrain"]
+    assert run.info.status == "FAILED"
+    assert "must be finite" in run.data.tags["error"]
+    assert "failure.json" in [item.path for item in client(project).list_artifacts(run.info.run_id)]
+    assert "failure.json" not in project.run("git", "status", "--porcelain", "-uall").stdout
+    project.set({"pretrain.optimizer.lr": 1e-3})
+    project.repro("pretrain")
+    assert not (project.directory / "reports/pretrain/failure.json").exists()
+
+
+def test_the_full_model_is_refused_on_a_small_machine_before_the_text_is_read(tmp_path: Path) -> None:
+    project = Clone.of_working_tree(tmp_path / "project")
+    shutil.copyfile(project.directory / "presets" / "smollm-135m.yaml", project.directory / "params.yaml")
+    project.set({"runtime.device": "cpu", "runtime.max_hours": 0.5})
+    began = time.monotonic()
+    line = error_line(project.dvc("repro", check=False).stdout)
+    assert time.monotonic() - began < 60
+    assert re.search(
+        r"pretrain: must take at most runtime\.max_hours \(0\.5\), got at least [\d,.]+ hours for 5000 steps .*"
+        r"use `make repro PRESET=tiny`, or raise runtime\.max_hours",
+        line,
+    )
+    assert not (project.directory / "data/tokens").exists()
+
+
+def test_training_whose_steps_are_too_slow_ends_after_a_few(tmp_path: Path) -> None:
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    # 18 ms: several times what the products of 16 tokens take on a busy machine, a fraction of what 40 steps take
+    project.set({"pretrain.sequences_per_step": 2, "pretrain.sequence_length": 8, "runtime.max_hours": 5e-6})
+    line = error_line(project.dvc("repro", check=False).stdout)
+    assert re.search(r"pretrain: must take .* got about [\d.]+ hours for 40 steps \([\d.]+ s a step\); ", line)
+    assert last_step(project.directory) == 19
+
+
+@contextmanager
+def small_disk(directory: Path, kilobytes: int) -> Iterator[None]:
+    """A file system of its own at `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(directory)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write to `path` until the disk is full."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            pass
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_one_line_and_costs_no_checkpoint(tmp_path: Path) -> None:
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    with small_disk(project.directory / ".resume", 16384):
+        filler = project.directory / ".resume" / "filler"
+        with project.start() as process:
+            wait_for_step(project, process, 12)
+            fill(filler)
+            said, _ = process.communicate()
+        assert process.returncode != 0
+        assert re.search(
+            r"ERROR: the disk must have room for .*\.resume/pretrain/.*, got 'No space left", error_line(said)
+        )
+        checkpoints = sorted(project.directory.glob(".resume/pretrain/*/checkpoints/step-*"))
+        assert checkpoints
+        refused = error_line(project.dvc("repro", check=False).stdout)
+        assert "No space left" in refused or "GB free for 3 checkpoints" in refused
+        assert sorted(project.directory.glob(".resume/pretrain/*/checkpoints/step-*")) == checkpoints
+        filler.unlink()
+        output = project.dvc("repro").stdout
+        newest = int(checkpoints[-1].name.removeprefix("step-"))
+        assert f"resumed from step {newest}\n" in output
+        assert_equals_a_run_left_alone(project, pretrain=60, finetune=8)
+
+
+@pytest.mark.slow
+def test_a_disk_too_small_for_the_checkpoints_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    project.repro("tokenize")
+    with small_disk(project.directory / ".resume", 512):
+        line = error_line(project.dvc("repro", check=False).stdout)
+        assert re.search(
+            r"pretrain: the disk must have 0\.00\d+ GB free for 3 checkpoints of 0\.00\d+ GB, got 0\.00", line
+        )
+        assert last_step(project.directory) == 0
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    kill_after(project, 22)
+    *_, older, newest = sorted(project.directory.glob(".resume/pretrain/*/checkpoints/step-*"))
+    content = bytearray((newest / "optimizer.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "optimizer.safetensors").write_bytes(content)
+    output = project.dvc("repro").stdout
+    assert re.search(rf"{newest}/optimizer\.safetensors: must have the sha256 .*; going back to the checkpoint", output)
+    assert f"resumed from step {int(older.name.removeprefix('step-'))}\n" in output
+    assert_equals_a_run_left_alone(project, pretrain=60, finetune=8)
+
+
+@pytest.mark.slow
+def test_a_dvc_lock_torn_by_a_kill_costs_its_removal_and_no_training(tmp_path: Path) -> None:
+    """DVC writes dvc.lock in place."""
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    project.repro()
+    lock = project.directory / "dvc.lock"
+    before = {path: (project.directory / path).read_bytes() for path in exact_outputs("finetune")}
+    run_json = (project.directory / "reports/finetune/run.json").read_text()
+    for torn in (b"", lock.read_bytes()[:-700]):
+        lock.write_bytes(torn)
+        assert project.dvc("repro", check=False).returncode != 0
+        lock.unlink()
+        assert project.repro() == []
+        assert {path: (project.directory / path).read_bytes() for path in before} == before
+        assert (project.directory / "reports/finetune/run.json").read_text() == run_json
+
+
+@pytest.mark.slow
+def test_a_lock_of_dvcs_held_by_a_stranger_is_said_by_dvc(tmp_path: Path) -> None:
+    """After a restart of the machine, another process may have the number of the killed one."""
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    path = project.directory / ".dvc" / "tmp" / "rwlock"
+    path.parent.mkdir(exist_ok=True)
+    holder = {"pid": os.getpid(), "cmd": "dvc repro"}
+    path.write_text(json.dumps({"write": {str(project.directory / "data" / "tokenizer"): holder}, "read": {}}))
+    said = project.dvc("repro", check=False)
+    assert said.returncode != 0
+    assert "you can manually remove" in said.stdout
+    assert str(path) in said.stdout
+    path.unlink()
+    assert project.repro() == ["tokenize", "pretrain", "finetune"]
+
+
+def edit_param(project: Clone) -> None:
+    project.set({"pretrain.optimizer.lr": 1e-3})
+
+
+def edit_input(project: Clone) -> None:
+    project.set({"corpus.max_megabytes": 0.9})
+
+
+def edit_code(project: Clone) -> None:
+    trainer = project.directory / "src" / "smollm" / "trainer.py"
+    text = trainer.read_text()
+    assert "has_overflown" in text
+    trainer.write_text(text.replace("has_overflown", "overflows"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, True], ids=["finished", "killed"])
+def test_an_edit_never_resumes_what_was_there(is_killed: bool, tmp_path: Path) -> None:
+    """Edit after edit of a project whose pretraining has finished, or was killed, each time before."""
+    project, fresh = (clone(tmp_path / name / "project", pretrain=60, finetune=8) for name in ("edited", "fresh"))
+    edits = (edit_param, edit_input, edit_code)
+    for edit in edits:
+        edit(fresh)
+        if is_killed:
+            kill_after(project, 12)
+        else:
+            assert "resumed from" not in project.dvc("repro").stdout
+        edit(project)
+    output = project.dvc("repro").stdout
+    assert "resumed from" not in output
+    assert "publishing its outputs again" not in output
+    assert "starting from pretrain's checkpoint at step 60" in output
+    fresh.repro()
+    for path in [*exact_outputs("pretrain"), *exact_outputs("finetune")]:
+        assert (project.directory / path).read_bytes() == (fresh.directory / path).read_bytes(), path
+
+
+@pytest.mark.slow
+def test_no_state_is_left_behind_by_edits_that_were_taken_back(tmp_path: Path) -> None:
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    project.run("make", "repro", "VENV=")
+    params = (project.directory / "params.yaml").read_text()
+    project.set({"pretrain.optimizer.lr": 1e-3})
+    kill_after(project, 12)
+    assert list(project.directory.glob(".resume/pretrain/*/checkpoints/step-*"))
+    (project.directory / "params.yaml").write_text(params)
+    output = project.run("make", "repro", "VENV=").stdout
+    assert "pretrain: removing the state of a run with other inputs" in output
+    assert not [path for path in (project.directory / ".resume").glob("*/*") if path.is_dir()]
+    project.run("make", "sync", "VENV=")
+    assert {run.info.status for run in runs(project)["pretrain"]} == {"FINISHED", "KILLED"}
