@@ -39,7 +39,7 @@ _END_SECONDS = 30.0
 
 def serve(config: Config, seconds: float, profiles: bool) -> None:
     """Time steps as one of a group, which torchrun started."""
-    group = Group.join(leads=True, has_gpu=torch.cuda.is_available())
+    group = Group.join(is_dvc_here=True, has_gpu=torch.cuda.is_available())
     machine = hardware.choose(config.runtime)
     training = config.pretrain
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, 20 * training.tokens_per_step)
