@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +274,12 @@ def test_memory_does_not_grow_with_a_table(name: str, tmp_path: Path) -> None:
             lines = ["text,n"] if name == "a.csv" else []
             lines += [f"{row},1" if name == "a.csv" else json.dumps({"text": row}) for row in rows]
             path.write_text("\n".join(lines))
-        done = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", READ, path],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         used.append(int(done.stdout) / 1000)
     assert used[1] - used[0] < 20, "MB, of 80 more that are read"
