@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from support.clone import Clone, environment, scratch
+from support.mlflow_runs import runs, steps
+from support.small_disk import fill, small_disk
 from support.structure import ROOT
-from test_faults import fill, small_disk
-from test_kills import last_step, wait_for_step
-from test_pipeline import runs, steps
+from support.training_runs import last_step, wait_for_step
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousClosedError
 

@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 import pytest
 from support.clone import Clone
-from test_kills import clone, wait_for_step
+from support.training_runs import clone, wait_for_step
 
 pytestmark = pytest.mark.slow
 

@@ -5,16 +5,14 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.clone import Clone
-from test_kills import assert_equals_a_run_left_alone, clone, exact_outputs, last_step, wait_for_step
-from test_pipeline import client, runs
+from support.mlflow_runs import client, runs
+from support.small_disk import fill, small_disk
+from support.training_runs import assert_equals_undisturbed, clone, exact_outputs, last_step, wait_for_step
 
 
 def error_line(output: str) -> str:
@@ -85,29 +83,6 @@ def test_training_whose_steps_are_too_slow_ends_after_a_few(tmp_path: Path) -> N
     assert last_step(project.directory) == 19
 
 
-@contextmanager
-def small_disk(directory: Path, kilobytes: int) -> Iterator[None]:
-    """A file system of its own at `directory`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(directory)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", directory], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write to `path` until the disk is full."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-        except OSError:
-            pass
-
-
 @pytest.mark.slow
 def test_a_full_disk_ends_with_one_line_and_costs_no_checkpoint(tmp_path: Path) -> None:
     project = clone(tmp_path / "project", pretrain=60, finetune=8)
@@ -130,7 +105,7 @@ def test_a_full_disk_ends_with_one_line_and_costs_no_checkpoint(tmp_path: Path) 
         output = project.dvc("repro").stdout
         newest = int(checkpoints[-1].name.removeprefix("step-"))
         assert f"resumed from step {newest}\n" in output
-        assert_equals_a_run_left_alone(project, pretrain=60, finetune=8)
+        assert_equals_undisturbed(project, pretrain=60, finetune=8)
 
 
 @pytest.mark.slow
@@ -156,7 +131,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     output = project.dvc("repro").stdout
     assert re.search(rf"{newest}/optimizer\.safetensors: must have the sha256 .*; going back to the checkpoint", output)
     assert f"resumed from step {int(older.name.removeprefix('step-'))}\n" in output
-    assert_equals_a_run_left_alone(project, pretrain=60, finetune=8)
+    assert_equals_undisturbed(project, pretrain=60, finetune=8)
 
 
 @pytest.mark.slow
@@ -201,7 +176,7 @@ def edit_input(project: Clone) -> None:
 
 
 def edit_code(project: Clone) -> None:
-    trainer = project.directory / "src" / "smollm" / "trainer.py"
+    trainer = project.directory / "src" / "smollm" / "training" / "trainer.py"
     text = trainer.read_text()
     assert "has_overflown" in text
     trainer.write_text(text.replace("has_overflown", "overflows"))

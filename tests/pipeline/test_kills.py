@@ -1,6 +1,5 @@
 """kill -9 anywhere, and signals: `dvc repro` again gives what a run left alone gives, bit for bit."""
 
-import functools
 import json
 import os
 import re
@@ -12,80 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.clone import Clone, scratch
 from support.structure import ROOT
-from test_pipeline import runs, steps
-
-EVERY_STEP = {
-    "pretrain.log_every_steps": 1,
-    "pretrain.sample_every_steps": 7,
-    "pretrain.validate_every_steps": 5,
-    "finetune.sample_every_steps": 7,
-    "runtime.micro_batch_size": 2,
-}
-"""Everything is recorded often, and a step is three micro-batches."""
-
-STAGES = ("pretrain", "finetune")
-
-
-def clone(directory: Path, **lengths: int) -> Clone:
-    """A project with so many steps of each stage."""
-    made = Clone.of_working_tree(directory)
-    made.set({**EVERY_STEP, **{f"{stage}.steps": length for stage, length in lengths.items()}})
-    made.commit("params")
-    return made
-
-
-@functools.cache
-def left_alone(pretrain: int, finetune: int) -> Clone:
-    """A project of that many steps that has run undisturbed."""
-    made = clone(scratch() / "project", pretrain=pretrain, finetune=finetune)
-    made.repro()
-    return made
-
-
-def assert_equals_a_run_left_alone(killed: Clone, pretrain: int, finetune: int) -> None:
-    """Every output that is exact is that of a run left alone, and MLflow has every step once."""
-    alone = left_alone(pretrain, finetune)
-    exact = [path for stage in STAGES for path in exact_outputs(stage)]
-    for path in ["data/tokenizer/tokenizer.json", *(f"data/tokens/{stage}/train.bin" for stage in STAGES), *exact]:
-        assert (killed.directory / path).read_bytes() == (alone.directory / path).read_bytes(), path
-    assert [int(row[0]) for row in killed.rows("reports/pretrain/losses.tsv")] == list(range(1, pretrain + 1))
-    for stage in STAGES:
-        (theirs,), (run,) = runs(alone)[stage], runs(killed)[stage]
-        assert run.info.status == "FINISHED"
-        for metric in ("train/loss", "train/learning_rate", "validation/loss", "speed/step_ms"):
-            assert steps(killed, run.info.run_id, metric) == steps(alone, theirs.info.run_id, metric), (stage, metric)
-
-
-def exact_outputs(stage: str) -> list[str]:
-    checkpoint = [f"checkpoints/{stage}/{name}" for name in ("model.safetensors", "optimizer.safetensors")]
-    reports = [f"reports/{stage}/{name}" for name in ("losses.tsv", "validation.tsv", "samples.tsv", "metrics.json")]
-    return [*checkpoint, f"checkpoints/{stage}/trainer_state.json", f"models/{stage}/model.safetensors", *reports]
-
-
-def journal(directory: Path, stage: str) -> bytes:
-    """The journal of a stage, empty before there is one."""
-    return b"".join(path.read_bytes() for path in directory.glob(f".resume/{stage}/*/journal.jsonl"))
-
-
-def last_step(directory: Path, stage: str = "pretrain") -> int:
-    """The last step in the journal of a stage, 0 before it has one."""
-    found = re.findall(rb'"kind": "step", "step": (\d+)', journal(directory, stage))
-    return int(found[-1]) if found else 0
-
-
-def wait_for_step(project: Clone, process: "subprocess.Popen[str]", step: int) -> None:
-    """Return when `pretrain`, which `process` runs, has recorded `step`."""
-    while last_step(project.directory) < step:
-        assert process.poll() is None, f"ended before step {step}"
-        time.sleep(0.002)
-
-
-def resumes(directory: Path, stage: str) -> list[int]:
-    """The steps that a stage was resumed from so far."""
-    return [int(step) for step in re.findall(rb"resumed from step (\d+)", journal(directory, stage))]
-
+from support.training_runs import assert_equals_undisturbed, clone, wait_for_step
 
 POINTS = [  # with the step that the killed process was resumed from
     ("tokenize smollm.corpus.tokenizer:train after 1 process", None),
@@ -132,7 +59,7 @@ def test_a_kill_at_any_point_changes_nothing(points: list[tuple[str, int | None]
     log = (killed.directory / "reports" / "pretrain" / "training_log.txt").read_text()
     starts = ["0", *(str(resumed) for point, resumed in points if resumed and point.startswith("pretrain"))]
     assert re.findall(r"step (\d+)  hardware", log) == starts
-    assert_equals_a_run_left_alone(killed, pretrain=60, finetune=8)
+    assert_equals_undisturbed(killed, pretrain=60, finetune=8)
 
 
 @pytest.mark.slow
@@ -148,7 +75,7 @@ def test_a_stopped_stage_is_no_success_and_goes_on(number: signal.Signals, tmp_p
     assert step, said[-2000:]
     assert list(yaml.safe_load((stopped.directory / "dvc.lock").read_text())["stages"]) == ["tokenize"]
     assert f"resumed from step {step.group(1)}\n" in stopped.dvc("repro").stdout
-    assert_equals_a_run_left_alone(stopped, pretrain=60, finetune=8)
+    assert_equals_undisturbed(stopped, pretrain=60, finetune=8)
 
 
 @pytest.mark.slow
@@ -171,4 +98,4 @@ def test_an_orphan_is_named_and_finishes_alone(tmp_path: Path) -> None:
         time.sleep(0.2)
     output = project.dvc("repro").stdout
     assert "finished before; publishing its outputs again" in output
-    assert_equals_a_run_left_alone(project, pretrain=60, finetune=8)
+    assert_equals_undisturbed(project, pretrain=60, finetune=8)

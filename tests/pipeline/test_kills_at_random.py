@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_kills import assert_equals_a_run_left_alone, clone, journal, last_step, left_alone, resumes
+from support.training_runs import assert_equals_undisturbed, clone, journal, last_step, resumes, undisturbed
 
 pytestmark = pytest.mark.slow
 
@@ -39,13 +39,13 @@ def test_kills_at_random_moments_change_nothing(stage: str, kills: int, tmp_path
     assert len(resumed) == kills - 1
     assert min(resumed) > first
     assert resumed == sorted(resumed)
-    assert_equals_a_run_left_alone(killed, lengths["pretrain"], lengths["finetune"])
+    assert_equals_undisturbed(killed, lengths["pretrain"], lengths["finetune"])
 
 
 def test_kills_of_tokenize_at_random_moments_change_nothing(tmp_path: Path) -> None:
     killed = clone(tmp_path / "project", pretrain=60, finetune=8)
     chance = random.Random(1337)
-    seconds = left_alone(pretrain=60, finetune=8).json("reports/tokenize/run.json")["wall_seconds"]
+    seconds = undisturbed(pretrain=60, finetune=8).json("reports/tokenize/run.json")["wall_seconds"]
     for number in range(10):
         output = tmp_path / f"output-{number}.txt"
         with output.open("w") as file, killed.start("tokenize", stdout=file) as process:
@@ -57,4 +57,4 @@ def test_kills_of_tokenize_at_random_moments_change_nothing(tmp_path: Path) -> N
             os.killpg(process.pid, signal.SIGKILL)
         assert not is_complete, "too late: the rest of the kills would find nothing to do"
     killed.repro()
-    assert_equals_a_run_left_alone(killed, pretrain=60, finetune=8)
+    assert_equals_undisturbed(killed, pretrain=60, finetune=8)

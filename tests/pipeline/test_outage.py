@@ -10,8 +10,8 @@ import mlflow
 import pytest
 from support.clone import Clone
 from support.servers import mlflow_server, postgresql, slow_way
-from test_faults import fill, small_disk
-from test_kills import clone, wait_for_step
+from support.small_disk import fill, small_disk
+from support.training_runs import clone, wait_for_step
 
 STAGES = ("tokenize", "pretrain", "finetune")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.clone import Clone
+from support.mlflow_runs import client, runs, steps
 from support.structure import ROOT, closure
 from test_config import leaves
 
@@ -27,25 +28,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     assert clone.repro() == ["tokenize", "pretrain", "finetune"]
     clone.commit("results")
     return clone
-
-
-def client(clone: Clone):  # type: ignore[no-untyped-def]
-    import mlflow
-
-    return mlflow.MlflowClient(f"sqlite:///{clone.directory}/mlruns/mlflow.db")
-
-
-def runs(clone: Clone) -> dict[str, list]:  # type: ignore[type-arg]
-    """MLflow's runs by stage, newest first."""
-    store = client(clone)
-    found: dict[str, list] = {}  # type: ignore[type-arg]
-    for run in store.search_runs([store.get_experiment_by_name("smollm").experiment_id]):
-        found.setdefault(run.data.tags["stage"], []).append(run)
-    return found
-
-
-def steps(clone: Clone, run_id: str, metric: str) -> list[int]:
-    return [point.step for point in client(clone).get_metric_history(run_id, metric)]
 
 
 def test_the_name_of_a_run_fits_into_mlflows_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
