@@ -11,14 +11,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # without a GPU kernels are interpreted, where Triton is installed
 
+from support.corpus import END_OF_TEXT
 from tokenizers import Tokenizer
 
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.corpus import tokenizer as tokenizers_here
 from smollm.device.hardware import Hardware
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 @pytest.fixture

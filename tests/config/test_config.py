@@ -6,21 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from support.presets import PRESETS, SMOLLM_135M, setting_paths
+from support.structure import ROOT
 
 from smollm.config.file import load, read_values
 from smollm.errors import ConfigError
 from smollm.model.throughput import parameter_count
 from smollm.operate.presets import copy as copy_preset
-
-ROOT = Path(__file__).resolve().parents[2]
-PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
-FULL = ROOT / "presets" / "smollm-135m.yaml"
-
-
-def leaves(values: object, where: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    if isinstance(values, dict):
-        return [leaf for key, value in values.items() for leaf in leaves(value, (*where, key))]
-    return [where]
 
 
 def sections(values: object, where: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -29,13 +21,13 @@ def sections(values: object, where: tuple[str, ...] = ()) -> list[tuple[str, ...
     return [where, *(one for key, value in values.items() for one in sections(value, (*where, key)))]
 
 
-SETTINGS = leaves(read_values(FULL))
-SECTIONS = sections(read_values(FULL))
+SETTINGS = setting_paths(read_values(SMOLLM_135M))
+SECTIONS = sections(read_values(SMOLLM_135M))
 
 
 def problems(tmp_path: Path, change: dict[str, Any], remove: tuple[str, ...] = ()) -> list[str]:
     """The lines that loading the full preset gives after `change` (dotted key to value)."""
-    values = copy.deepcopy(read_values(FULL))
+    values = copy.deepcopy(read_values(SMOLLM_135M))
     for key, value in change.items():
         *path, last = key.split(".")
         section = values
@@ -61,7 +53,7 @@ def test_every_preset_loads_and_names_itself(preset: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_sets_the_same_keys(preset: Path) -> None:
-    assert leaves(read_values(preset)) == SETTINGS
+    assert setting_paths(read_values(preset)) == SETTINGS
 
 
 PUBLISHED = {
@@ -228,7 +220,7 @@ def test_a_tokenizer_outside_what_dvc_watches_is_refused(tmp_path: Path) -> None
 
 
 def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
-    text = FULL.read_text().replace("lr: 3.0e-3", "lr: 3e-3")
+    text = SMOLLM_135M.read_text().replace("lr: 3.0e-3", "lr: 3e-3")
     (tmp_path / "params.yaml").write_text(text)
     assert load(tmp_path / "params.yaml").pretrain.optimizer.lr == 3e-3
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_selection import CORPUS, Texts
+from support.corpus import CORPUS, END_OF_TEXT, TextSource
 from tokenizers import Tokenizer
 
 from smollm.corpus import describe, encode, tokenizer
 from smollm.corpus.selection import Split
 from smollm.errors import CorpusError
+from smollm.state.tokens import documents_of, open_tokenizer, open_tokens
 
-END = "<|endoftext|>"
 TEXTS = {f"data/raw/{'a' if n % 3 else 'b'}.jsonl#{n}": f"line {n} " * (1 + n % 7) for n in range(90)}
 
 
@@ -19,13 +19,13 @@ TEXTS = {f"data/raw/{'a' if n % 3 else 'b'}.jsonl#{n}": f"line {n} " * (1 + n % 
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Token files of `TEXTS` for pretrain, and of a third of them for finetune."""
     root = tmp_path_factory.mktemp("data")
-    made: Tokenizer = tokenizer.check(tokenizer.train(TEXTS.values(), 300, END), END, "made here")
+    made: Tokenizer = tokenizer.check(tokenizer.train(TEXTS.values(), 300, END_OF_TEXT), END_OF_TEXT, "made here")
     (root / "tokenizer").mkdir()
     made.save(str(root / "tokenizer" / "tokenizer.json"))
     split = Split(0.3)
     doubled = {**TEXTS, "data/raw/a.jsonl#90": "line 0 "}
     for stage, texts in (("pretrain", doubled), ("finetune", dict(list(TEXTS.items())[::3]))):
-        encode.write(root / "tokens" / stage, Texts(texts), made, END, CORPUS, split)
+        encode.write(root / "tokens" / stage, TextSource(texts), made, END_OF_TEXT, CORPUS, split)
     return root
 
 
@@ -65,15 +65,17 @@ def test_many_sources_are_summed_up(data: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_documents_are_shown_as_the_tokens_have_them(data: Path) -> None:
-    shown = [
-        text.removesuffix(END)
-        for stage, directory in directories(data).items()
-        for side in ("train", "validation")
-        for _, text in describe.examples(data, directory, side, 1, 3)
-        if stage
-    ]
-    assert len(shown) == 12
-    assert set(shown) <= set(TEXTS.values())
+    for directory in directories(data).values():
+        for side in ("train", "validation"):
+            ids = open_tokens(directory / f"{side}.bin", "uint16")
+            _, keys = documents_of(directory, side)
+            shown = list(describe.examples(data, directory, side, 1, 3))
+            assert len(shown) == 3
+            assert {text.removesuffix(END_OF_TEXT) for _, text in shown} <= {TEXTS[key] for key in keys if key in TEXTS}
+            for place, text in shown:
+                tokens = ids[place : place + len(text)].tolist()
+                tokenizer = open_tokenizer(data / "tokenizer" / "tokenizer.json")
+                assert tokenizer.decode(tokens, skip_special_tokens=False).startswith(text)
 
 
 def test_the_text_and_the_picture_are_the_same_each_time(data: Path, tmp_path: Path) -> None:

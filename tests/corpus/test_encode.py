@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_selection import CORPUS, Texts
+from support.corpus import CORPUS, END_OF_TEXT, TextSource
 from tokenizers import Tokenizer
 
 from smollm.corpus import encode, tokenizer
@@ -18,17 +18,15 @@ from smollm.corpus.selection import Split, Tally, select, training_texts
 from smollm.errors import CorpusError, user_error
 from smollm.state.tokens import as_plain_text, documents_of, open_tokens
 
-END = "<|endoftext|>"
-
 
 @pytest.fixture(scope="module")
 def small_tokenizer() -> Tokenizer:
-    return as_plain_text(tokenizer.train(["the quick brown fox " * 20], 300, END))
+    return as_plain_text(tokenizer.train(["the quick brown fox " * 20], 300, END_OF_TEXT))
 
 
 def write(directory: Path, documents: dict[str, str], made: Tokenizer, **settings: Any) -> dict[str, Any]:
     corpus = replace(CORPUS, **settings)
-    return encode.write(directory, Texts(documents), made, END, corpus, Split(corpus.validation_fraction))
+    return encode.write(directory, TextSource(documents), made, END_OF_TEXT, corpus, Split(corpus.validation_fraction))
 
 
 DOCUMENTS = {f"file{n}": f"the fox number {n} 😀\n\tjumps\n" for n in range(40)}
@@ -156,9 +154,9 @@ def test_several_documents_on_one_side_are_cut_with_their_places(tmp_path: Path,
     assert set(first) | set(last) == set(texts)
     shared = int(first[-1] == last[0])
     assert len(first) + len(last) == 6 + shared
-    assert "".join(found["train"] + found["validation"]) == "".join(text + END for text in texts.values())
-    assert found["train"][0] == texts[first[0]] + END
-    assert found["validation"][-1] == texts[last[-1]] + END
+    assert "".join(found["train"] + found["validation"]) == "".join(text + END_OF_TEXT for text in texts.values())
+    assert found["train"][0] == texts[first[0]] + END_OF_TEXT
+    assert found["validation"][-1] == texts[last[-1]] + END_OF_TEXT
 
 
 def test_text_that_is_cut_in_one_stage_is_no_others_unless_it_is_the_very_same(
@@ -176,14 +174,14 @@ def test_text_that_is_cut_in_one_stage_is_no_others_unless_it_is_the_very_same(
     }
     for name, (first, second, message) in cases.items():
         split = Split(0.3)
-        encode.write(tmp_path / name / "1", Texts(first), small_tokenizer, END, CORPUS, split)
+        encode.write(tmp_path / name / "1", TextSource(first), small_tokenizer, END_OF_TEXT, CORPUS, split)
         raises = pytest.raises(CorpusError, match=message) if message else nullcontext()
         with raises:
-            encode.write(tmp_path / name / "2", Texts(second), small_tokenizer, END, CORPUS, split)
+            encode.write(tmp_path / name / "2", TextSource(second), small_tokenizer, END_OF_TEXT, CORPUS, split)
 
 
 def test_the_tokenizer_learns_from_the_training_side_alone() -> None:
-    source = Texts(DOCUMENTS)
+    source = TextSource(DOCUMENTS)
     train = {one.document.text for one in select(source, CORPUS, Split(0.3), Tally()) if one.side == "train"}
     assert set(training_texts(source, CORPUS, 1.0)) == train
     assert 0 < len(train) < len(DOCUMENTS)
@@ -191,16 +189,16 @@ def test_the_tokenizer_learns_from_the_training_side_alone() -> None:
 
 def test_the_tokenizers_text_is_capped() -> None:
     size = len(DOCUMENTS["file0"].encode())
-    assert len(list(training_texts(Texts(DOCUMENTS), CORPUS, 3.5 * size / 1e6))) == 3
+    assert len(list(training_texts(TextSource(DOCUMENTS), CORPUS, 3.5 * size / 1e6))) == 3
 
 
 def test_a_lone_document_on_the_held_out_side_still_teaches_the_tokenizer() -> None:
     for key in DOCUMENTS:
-        assert list(training_texts(Texts({key: "text"}), CORPUS, 1.0)) == ["text"]
+        assert list(training_texts(TextSource({key: "text"}), CORPUS, 1.0)) == ["text"]
 
 
 def test_a_special_token_in_a_document_is_plain_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
-    text = f"before {END} after"
+    text = f"before {END_OF_TEXT} after"
     manifest = write(tmp_path, {"a": text, "b": "other"}, small_tokenizer)
     ids = [t for side in ("train", "validation") for t in open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])]
     assert ids.count(manifest["end_of_text_id"]) == 2

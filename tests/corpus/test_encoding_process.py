@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import END_OF_TEXT
-from test_selection import CORPUS, Texts
+from support.corpus import CORPUS, END_OF_TEXT, TextSource
 from tokenizers import Tokenizer, models
 
 from smollm.corpus import encode
@@ -62,7 +61,7 @@ def children() -> list[psutil.Process]:
     return psutil.Process().children()
 
 
-class Lines(Texts):
+class Lines(TextSource):
     """400 documents; in the middle `fault` is called."""
 
     def __init__(self, fault: Callable[[], None] = lambda: None) -> None:
@@ -76,7 +75,9 @@ class Lines(Texts):
             yield document
 
 
-def write(directory: Path, source: Texts, made: Tokenizer, progress: Callable[[int], None] = lambda _: None) -> Any:
+def write(
+    directory: Path, source: TextSource, made: Tokenizer, progress: Callable[[int], None] = lambda _: None
+) -> Any:
     return encode.write(directory, source, made, END_OF_TEXT, CORPUS, Split(0.3), progress)
 
 
@@ -91,7 +92,7 @@ def test_the_ids_are_those_of_the_tokenizer_here(dtype: type[np.unsignedinteger]
 
 def test_the_files_are_those_of_the_tokenizer_here(tmp_path: Path, three_cores: None, plain: Tokenizer) -> None:
     source = Lines()
-    source.given |= {f"odd{n}": text for n, text in enumerate([*ODD[1:], "half a pair \ud83d", "\ude00\ud83d"])}
+    source.texts |= {f"odd{n}": text for n, text in enumerate([*ODD[1:], "half a pair \ud83d", "\ude00\ud83d"])}
     manifest = write(tmp_path, source, plain)
     split, ids = Split(0.3), {"train": list[int](), "validation": list[int]()}
     for document in source.documents():
@@ -104,7 +105,7 @@ def test_the_files_are_those_of_the_tokenizer_here(tmp_path: Path, three_cores: 
 def test_as_many_processes_are_started_as_there_are_batches_and_cores(
     tmp_path: Path, three_cores: None, plain: Tokenizer
 ) -> None:
-    for source, expected in ((Texts({"a": "one", "b": "two"}), 1), (Lines(), 3)):
+    for source, expected in ((TextSource({"a": "one", "b": "two"}), 1), (Lines(), 3)):
         seen = []
         write(tmp_path, source, plain, lambda _: seen.append(len(children())))  # noqa: B023 - used at once
         assert max(seen) == expected
@@ -146,7 +147,7 @@ def test_a_reader_that_fails_while_processes_are_busy_ends_them(
 ) -> None:
     monkeypatch.setattr(encode, "_cores", lambda: 3)
 
-    class Long(Texts):
+    class Long(TextSource):
         def documents(self) -> Iterator[Document]:
             for number in range(3):
                 yield Document.of(str(number), f"{number} {LONG[0][:300_000]}")

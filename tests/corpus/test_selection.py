@@ -1,36 +1,20 @@
 """Duplicates, limits, and the split."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from support.corpus import CORPUS, TextSource
 
-from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
 from smollm.corpus import selection
-from smollm.corpus.document import PART, Document
+from smollm.corpus.document import PART
 from smollm.corpus.selection import Digests, Split, Tally, select, training_texts
-from smollm.corpus.source import Source
 
-ANY = SourceConfig(CorpusSource.FILES, (), "text", HubDatasetConfig(None, None, "train", None, True))
-CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, ANY, ANY)
 DOCUMENTS = {f"file{n}": f"text number {n}" for n in range(60)}
 
 
-class Texts(Source):
-    """Documents that a test gives."""
-
-    def __init__(self, documents: dict[str, str]) -> None:
-        super().__init__("pretrain", CORPUS, Path())
-        self.given = documents
-
-    def documents(self) -> Iterator[Document]:
-        return (Document.of(key, text) for key, text in self.given.items())
-
-
 def sides(documents: dict[str, str], split: Split | None = None) -> dict[str, str]:
-    return {one.document.key: one.side for one in select(Texts(documents), CORPUS, split or Split(0.3), Tally())}
+    return {one.document.key: one.side for one in select(TextSource(documents), CORPUS, split or Split(0.3), Tally())}
 
 
 def test_many_digests_are_told_apart_in_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +50,7 @@ def test_a_text_that_an_earlier_stage_has_under_another_key_is_on_the_side_that_
 def test_the_number_of_documents_is_limited_after_duplicates_are_out() -> None:
     corpus = replace(CORPUS, max_documents=5)
     given = {"a": "same", "b": "same", **DOCUMENTS}
-    assert [one.document.key for one in select(Texts(given), corpus, Split(0.3), Tally())] == [
+    assert [one.document.key for one in select(TextSource(given), corpus, Split(0.3), Tally())] == [
         "a",
         *list(DOCUMENTS)[:4],
     ]
@@ -75,5 +59,5 @@ def test_the_number_of_documents_is_limited_after_duplicates_are_out() -> None:
 def test_a_tokenizer_learns_from_no_more_than_it_is_allowed_of_one_long_document() -> None:
     text = "a line of text\n" * 200_000
     for key in ("file0", "file1", "file2", "file5"):  # on either side
-        size = sum(map(len, training_texts(Texts({key: text}), replace(CORPUS, max_megabytes=10), 1.5)))
+        size = sum(map(len, training_texts(TextSource({key: text}), replace(CORPUS, max_megabytes=10), 1.5)))
         assert 1_500_000 - PART <= size <= 1_500_000

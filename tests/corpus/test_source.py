@@ -1,49 +1,26 @@
 """Sources of text: packages, documentation, the user's own files."""
 
-import bz2
 import codecs
 import gzip
 import hashlib
 import json
-import lzma
 import os
 import sys
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import zstandard
+from support.corpus import COMPRESSORS, files_of, put_raw, source_of
 
-from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
+from smollm.config.corpus import CorpusSource
 from smollm.corpus.document import PART
 from smollm.corpus.packages import code
-from smollm.corpus.source import Source
 from smollm.errors import CorpusError
 
 
-def source(
-    workspace: Path,
-    kind: CorpusSource,
-    files: tuple[str, ...] = (),
-    packages: tuple[str, ...] = ("tqdm",),
-    text_column: str = "text",
-    dataset: str | None = None,
-    streaming: bool = True,
-) -> Source:
-    one = SourceConfig(kind, files, text_column, HubDatasetConfig(dataset, None, "train", "main", streaming))
-    return Source("pretrain", CorpusConfig(packages, 1.0, None, 0.1, one, one), workspace)
-
-
-def put(workspace: Path, name: str, content: bytes) -> None:
-    path = workspace / "data" / "raw" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
 def test_python_gives_the_source_files_of_a_package(tmp_path: Path) -> None:
-    documents = {d.key: d.text for d in source(tmp_path, CorpusSource.PYTHON).documents()}
+    documents = {d.key: d.text for d in source_of(tmp_path, CorpusSource.PYTHON).documents()}
     import tqdm.std
 
     assert documents["tqdm/std.py"] == Path(tqdm.std.__file__).read_text()
@@ -57,14 +34,14 @@ def test_python_gives_the_standard_library_without_installed_packages() -> None:
 
 
 def test_the_order_is_fixed_and_not_the_alphabets(tmp_path: Path) -> None:
-    first = [d.key for d in source(tmp_path, CorpusSource.PYTHON).documents()]
-    assert first == [d.key for d in source(tmp_path, CorpusSource.PYTHON).documents()]
+    first = [d.key for d in source_of(tmp_path, CorpusSource.PYTHON).documents()]
+    assert first == [d.key for d in source_of(tmp_path, CorpusSource.PYTHON).documents()]
     assert first != sorted(first)
 
 
 def test_python_docs_gives_docstrings_and_readmes_under_the_keys_of_the_code(tmp_path: Path) -> None:
     documents = {
-        d.key: d.text for d in source(tmp_path, CorpusSource.PYTHON_DOCS, packages=("stdlib", "tqdm")).documents()
+        d.key: d.text for d in source_of(tmp_path, CorpusSource.PYTHON_DOCS, packages=("stdlib", "tqdm")).documents()
     }
     decoder = documents["stdlib/json/decoder.py"]
     assert "raw_decode\n\nDecode a JSON document from" in decoder
@@ -77,23 +54,23 @@ def test_python_docs_gives_docstrings_and_readmes_under_the_keys_of_the_code(tmp
 
 def test_a_package_that_is_not_installed_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"corpus\.packages must name installed packages, got 'nonesuch'; install"):
-        list(source(tmp_path, CorpusSource.PYTHON, packages=("nonesuch",)).documents())
+        list(source_of(tmp_path, CorpusSource.PYTHON, packages=("nonesuch",)).documents())
 
 
 def test_versions_of_python_and_packages_are_recorded(tmp_path: Path) -> None:
-    versions = source(tmp_path, CorpusSource.PYTHON, packages=("stdlib", "tqdm")).versions()
+    versions = source_of(tmp_path, CorpusSource.PYTHON, packages=("stdlib", "tqdm")).versions()
     assert versions["python"] == sys.version.split()[0]
     assert set(versions) == {"python", "tqdm"}
 
 
 def test_files_of_every_kind_give_their_texts(tmp_path: Path) -> None:
     text = "héllo\r\n\n  wörld\t\n"
-    put(tmp_path, "a.txt", text.encode())
-    put(tmp_path, "deep/b.md", b"# title\n\nbody\n")
-    put(tmp_path, "c.jsonl", b"".join(json.dumps({"text": t, "id": 1}).encode() + b"\n" for t in ("one", "two")))
+    put_raw(tmp_path, "a.txt", text.encode())
+    put_raw(tmp_path, "deep/b.md", b"# title\n\nbody\n")
+    put_raw(tmp_path, "c.jsonl", b"".join(json.dumps({"text": t, "id": 1}).encode() + b"\n" for t in ("one", "two")))
     pd.DataFrame({"text": ["three", "four"]}).to_parquet(tmp_path / "data/raw/d.parquet")
     pd.DataFrame({"text": ["five, six"], "n": [1]}).to_csv(tmp_path / "data/raw/e.csv", index=False)
-    found = {d.key: d.text for d in source(tmp_path, CorpusSource.FILES, ("data/raw/**/*.*",)).documents()}
+    found = {d.key: d.text for d in files_of(tmp_path, "data/raw/**/*.*").documents()}
     assert found == {
         "data/raw/a.txt": text,
         "data/raw/deep/b.md": "# title\n\nbody\n",
@@ -124,27 +101,19 @@ def test_files_of_every_kind_give_their_texts(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named_with_the_fix(
     name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
-    put(tmp_path, name, content)
+    put_raw(tmp_path, name, content)
     with pytest.raises(CorpusError, match=message) as caught:
-        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents())
+        list(files_of(tmp_path).documents())
     assert len(str(caught.value).splitlines()) == 1
-
-
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "gz": gzip.compress,
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "zst": zstandard.compress,
-}
 
 
 @pytest.mark.parametrize("kind", COMPRESSORS)
 def test_compressed_files_give_the_texts_that_they_hold(kind: str, tmp_path: Path) -> None:
     compress = COMPRESSORS[kind]
-    put(tmp_path, f"a.txt.{kind}", compress(b"one\n") + compress("zwei é\n".encode()))  # two streams in a file
-    put(tmp_path, f"b.jsonl.{kind}", compress(b'{"text": "three"}\n') + compress(b'{"text": "four"}\n'))
-    put(tmp_path, f"c.csv.{kind}", compress(b"text,n\nfive,1\n"))
-    found = {d.key: d.text for d in source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()}
+    put_raw(tmp_path, f"a.txt.{kind}", compress(b"one\n") + compress("zwei é\n".encode()))  # two streams in a file
+    put_raw(tmp_path, f"b.jsonl.{kind}", compress(b'{"text": "three"}\n') + compress(b'{"text": "four"}\n'))
+    put_raw(tmp_path, f"c.csv.{kind}", compress(b"text,n\nfive,1\n"))
+    found = {d.key: d.text for d in files_of(tmp_path).documents()}
     assert found == {
         f"data/raw/a.txt.{kind}": "one\nzwei é\n",
         f"data/raw/b.jsonl.{kind}#0": "three",
@@ -158,26 +127,26 @@ def test_compressed_files_give_the_texts_that_they_hold(kind: str, tmp_path: Pat
 def test_a_compressed_file_that_was_cut_off_is_refused(kind: str, name: str, tmp_path: Path) -> None:
     rows = b"".join(b'{"text": "%d"}\n' % (n * 7919) for n in range(20_000))
     content = COMPRESSORS[kind](rows)
-    put(tmp_path, f"{name}.{kind}", content[: len(content) // 2])
+    put_raw(tmp_path, f"{name}.{kind}", content[: len(content) // 2])
     with pytest.raises(
         CorpusError, match=rf"^data/raw/{name}\.{kind}: must be readable to its end, got .*; copy"
     ) as one:
-        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents())
+        list(files_of(tmp_path).documents())
     assert len(str(one.value).splitlines()) == 1
 
 
 def test_json_may_be_a_list_of_rows(tmp_path: Path) -> None:
-    put(tmp_path, "a.json", json.dumps([{"text": "one"}, {"text": "two"}]).encode())
-    found = source(tmp_path, CorpusSource.FILES, ("data/raw/a.json",)).documents()
+    put_raw(tmp_path, "a.json", json.dumps([{"text": "one"}, {"text": "two"}]).encode())
+    found = files_of(tmp_path, "data/raw/a.json").documents()
     assert [d.text for d in found] == ["one", "two"]
 
 
 def test_odd_but_honest_text_is_kept_as_it_is(tmp_path: Path) -> None:
-    put(tmp_path, "nul.txt", b"a\0b\n")
-    put(tmp_path, "empty.txt", b"")
-    put(tmp_path, "mark.txt", "\ufeffmarked".encode())
-    put(tmp_path, "rows.jsonl", json.dumps({"text": "a\0b <|endoftext|>"}).encode())
-    one = source(tmp_path, CorpusSource.FILES, ("data/raw/*",))
+    put_raw(tmp_path, "nul.txt", b"a\0b\n")
+    put_raw(tmp_path, "empty.txt", b"")
+    put_raw(tmp_path, "mark.txt", "\ufeffmarked".encode())
+    put_raw(tmp_path, "rows.jsonl", json.dumps({"text": "a\0b <|endoftext|>"}).encode())
+    one = files_of(tmp_path)
     found = {d.key: d.text for d in one.documents()}
     assert found == {
         "data/raw/mark.txt": "\ufeffmarked",
@@ -188,8 +157,8 @@ def test_odd_but_honest_text_is_kept_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_long_file_is_read_in_parts(tmp_path: Path) -> None:
-    put(tmp_path, "a.txt", b"a line of text\n" * 300_000)
-    (document,) = source(tmp_path, CorpusSource.FILES, ("data/raw/a.txt",)).documents()
+    put_raw(tmp_path, "a.txt", b"a line of text\n" * 300_000)
+    (document,) = files_of(tmp_path, "data/raw/a.txt").documents()
     sizes = [len(part) for part in document.parts()]
     assert sum(sizes) == document.size == 4_500_000
     assert max(sizes) <= PART
@@ -198,8 +167,8 @@ def test_a_long_file_is_read_in_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_a_file_that_changes_while_it_is_read_is_refused(name: str, tmp_path: Path) -> None:
-    put(tmp_path, name, b'{"text": "one"}\n{"text": "two"}\n')
-    waiting = source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()
+    put_raw(tmp_path, name, b'{"text": "one"}\n{"text": "two"}\n')
+    waiting = files_of(tmp_path).documents()
     first = next(waiting)
     with (tmp_path / "data" / "raw" / name).open("ab") as file:
         file.write(b'{"text": "three"}\n')
@@ -209,16 +178,16 @@ def test_a_file_that_changes_while_it_is_read_is_refused(name: str, tmp_path: Pa
 
 
 def test_a_file_that_changes_between_two_readings_is_refused(tmp_path: Path) -> None:
-    put(tmp_path, "a.txt", b"one")
-    one = source(tmp_path, CorpusSource.FILES, ("data/raw/*",))
+    put_raw(tmp_path, "a.txt", b"one")
+    one = files_of(tmp_path)
     assert [d.text for d in one.documents()] == ["one"]
-    put(tmp_path, "a.txt", b"other")
+    put_raw(tmp_path, "a.txt", b"other")
     with pytest.raises(CorpusError, match="must stay as it is"):
         list(one.documents())
 
 
 def test_links_that_lead_nowhere_or_in_circles_are_named(tmp_path: Path) -> None:
-    put(tmp_path, "a.txt", b"text")
+    put_raw(tmp_path, "a.txt", b"text")
     link = tmp_path / "data" / "raw" / "b.txt"
     for target in ("b.txt", "gone.txt"):
         link.unlink(missing_ok=True)
@@ -226,60 +195,60 @@ def test_links_that_lead_nowhere_or_in_circles_are_named(tmp_path: Path) -> None
         with pytest.raises(
             CorpusError, match=r"must match files, got data/raw/b\.txt, a link that leads to none; remove"
         ):
-            list(source(tmp_path, CorpusSource.FILES, ("data/raw/*.txt",)).documents())
+            list(files_of(tmp_path, "data/raw/*.txt").documents())
 
 
 @pytest.mark.parametrize("target", ["data/raw", "elsewhere"])
 def test_a_linked_folder_below_a_deep_glob_is_refused_not_passed_over(target: str, tmp_path: Path) -> None:
-    put(tmp_path, "a.txt", b"text")
+    put_raw(tmp_path, "a.txt", b"text")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "b.txt").write_text("text")
     (tmp_path / "data" / "raw" / "link").symlink_to(tmp_path / target)
     with pytest.raises(CorpusError, match=r"must not lead through a linked folder, .* got data/raw/link; copy"):
-        list(source(tmp_path, CorpusSource.FILES, ("data/raw/**/*.txt",)).documents())
+        list(files_of(tmp_path, "data/raw/**/*.txt").documents())
 
 
 def test_names_that_look_like_globs_are_names(tmp_path: Path) -> None:
     for name in ("a[1]", "a1", "b*", "bc", "c d"):
-        put(tmp_path, f"{name}.jsonl", json.dumps({"text": name}).encode())
-        put(tmp_path, f"{name}.txt", name.encode())
-    found = {d.key: d.text for d in source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()}
+        put_raw(tmp_path, f"{name}.jsonl", json.dumps({"text": name}).encode())
+        put_raw(tmp_path, f"{name}.txt", name.encode())
+    found = {d.key: d.text for d in files_of(tmp_path).documents()}
     assert len(found) == 10
     assert all(Path(key.partition("#")[0]).stem == text for key, text in found.items())
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    put(tmp_path, os.fsdecode(b"caf\xe9.txt"), b"text")
+    put_raw(tmp_path, os.fsdecode(b"caf\xe9.txt"), b"text")
     with pytest.raises(CorpusError, match=r"names are UTF-8 and printable, got 'data/raw/caf\\udce9\.txt'; rename"):
-        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents())
+        list(files_of(tmp_path).documents())
 
 
 def test_cells_of_a_csv_file_are_texts_whatever_they_look_like(tmp_path: Path) -> None:
-    put(tmp_path, "a.csv", b'text,n\n123,1\nNA,2\n,3\n"null",4\n2020-01-01,5\n')
-    one = source(tmp_path, CorpusSource.FILES, ("data/raw/a.csv",))
+    put_raw(tmp_path, "a.csv", b'text,n\n123,1\nNA,2\n,3\n"null",4\n2020-01-01,5\n')
+    one = files_of(tmp_path, "data/raw/a.csv")
     assert [d.text for d in one.documents()] == ["123", "NA", "null", "2020-01-01"]
     assert one.blank == 1
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.json", "a.jsonl.gz"])
 def test_empty_files_are_left_out_and_counted(name: str, tmp_path: Path) -> None:
-    put(tmp_path, name, gzip.compress(b"") if name.endswith("gz") else b"")
-    put(tmp_path, "b.txt", b"text")
-    one = source(tmp_path, CorpusSource.FILES, ("data/raw/*",))
+    put_raw(tmp_path, name, gzip.compress(b"") if name.endswith("gz") else b"")
+    put_raw(tmp_path, "b.txt", b"text")
+    one = files_of(tmp_path)
     assert [d.text for d in one.documents()] == ["text"]
     assert one.blank == 1
 
 
 @pytest.mark.parametrize("kind", COMPRESSORS)
 def test_the_ending_of_a_compression_may_be_in_capitals(kind: str, tmp_path: Path) -> None:
-    put(tmp_path, f"a.TXT.{kind.upper()}", COMPRESSORS[kind](b"text"))
-    assert [d.text for d in source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()] == ["text"]
+    put_raw(tmp_path, f"a.TXT.{kind.upper()}", COMPRESSORS[kind](b"text"))
+    assert [d.text for d in files_of(tmp_path).documents()] == ["text"]
 
 
 def test_a_file_that_is_gone_is_one_line(tmp_path: Path) -> None:
-    put(tmp_path, "a.txt", b"one")
-    put(tmp_path, "b.txt", b"two")
-    waiting = source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents()
+    put_raw(tmp_path, "a.txt", b"one")
+    put_raw(tmp_path, "b.txt", b"two")
+    waiting = files_of(tmp_path).documents()
     next(waiting)
     (tmp_path / "data" / "raw" / "b.txt").unlink()
     with pytest.raises(CorpusError, match=r"^data/raw/b\.txt: must "):
@@ -288,15 +257,15 @@ def test_a_file_that_is_gone_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", range(1, 4))
 def test_a_character_cut_by_a_chunk_is_still_utf_8(split: int, tmp_path: Path) -> None:
-    put(tmp_path, "a.txt", b"x" * ((1 << 20) - split) + "😀".encode() + b" end")
-    (document,) = source(tmp_path, CorpusSource.FILES, ("data/raw/a.txt",)).documents()
+    put_raw(tmp_path, "a.txt", b"x" * ((1 << 20) - split) + "😀".encode() + b" end")
+    (document,) = files_of(tmp_path, "data/raw/a.txt").documents()
     assert document.text.endswith("😀 end")
 
 
 def test_the_byte_of_a_bad_character_is_counted_over_chunks(tmp_path: Path) -> None:
-    put(tmp_path, "a.txt", b"x" * ((1 << 20) - 1) + b"\xf0\x9fX")
+    put_raw(tmp_path, "a.txt", b"x" * ((1 << 20) - 1) + b"\xf0\x9fX")
     with pytest.raises(CorpusError, match=f"at byte {(1 << 20) - 1};"):
-        list(source(tmp_path, CorpusSource.FILES, ("data/raw/a.txt",)).documents())
+        list(files_of(tmp_path, "data/raw/a.txt").documents())
 
 
 @pytest.mark.parametrize(
@@ -311,14 +280,14 @@ def test_the_byte_of_a_bad_character_is_counted_over_chunks(tmp_path: Path) -> N
 )
 @pytest.mark.parametrize("name", ["a.txt", "a.csv"])
 def test_the_advice_names_the_encoding(name: str, content: bytes, advice: str, tmp_path: Path) -> None:
-    put(tmp_path, name, content)
+    put_raw(tmp_path, name, content)
     with pytest.raises(CorpusError, match=rf"must be UTF-8, .*; convert it, e\.g\. iconv -f {advice} -t utf-8$"):
-        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*",)).documents())
+        list(files_of(tmp_path).documents())
 
 
 def test_globs_pass_over_hidden_files_and_dvcs_own(tmp_path: Path) -> None:
     for name in ("a.txt", "deep/b.txt", ".gitkeep", ".gitignore", ".c.txt", ".cache/d.txt", "a.txt.dvc", "deep/.b.txt"):
-        put(tmp_path, name, name.encode())
+        put_raw(tmp_path, name, name.encode())
     expected = {
         "data/raw/*": {"a.txt"},
         "data/raw/**/*": {"a.txt", "deep/b.txt"},
@@ -326,26 +295,26 @@ def test_globs_pass_over_hidden_files_and_dvcs_own(tmp_path: Path) -> None:
         "data/raw/.cache/*": {".cache/d.txt"},
     }
     for pattern, names in expected.items():
-        assert {d.text for d in source(tmp_path, CorpusSource.FILES, (pattern,)).documents()} == names
+        assert {d.text for d in files_of(tmp_path, pattern).documents()} == names
     with pytest.raises(CorpusError, match=r"must match files, got none for 'data/raw/\*\.dvc'"):
-        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*.dvc",)).documents())
+        list(files_of(tmp_path, "data/raw/*.dvc").documents())
 
 
 def test_a_glob_without_a_match_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"must match files, got none for 'data/raw/\*\.txt'"):
-        list(source(tmp_path, CorpusSource.FILES, ("data/raw/*.txt",)).documents())
+        list(files_of(tmp_path, "data/raw/*.txt").documents())
 
 
 def test_a_local_folder_stands_in_for_a_hub_dataset(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text('{"text": "from afar"}\n')
-    found = list(source(tmp_path, CorpusSource.HUB, dataset=str(tmp_path / "set")).documents())
+    found = list(source_of(tmp_path, CorpusSource.HUB, dataset=str(tmp_path / "set")).documents())
     assert [d.text for d in found] == ["from afar"]
 
 
 def test_a_hub_dataset_out_of_reach_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"corpus\.pretrain\.hub\.dataset must be .* reached, got 'no-one/nothing'"):
-        list(source(tmp_path, CorpusSource.HUB, dataset="no-one/nothing").documents())
+        list(source_of(tmp_path, CorpusSource.HUB, dataset="no-one/nothing").documents())
 
 
 def test_files_in_another_encoding_are_left_out_of_the_python_source_and_counted(
@@ -354,14 +323,14 @@ def test_files_in_another_encoding_are_left_out_of_the_python_source_and_counted
     (tmp_path / "good.py").write_text("x = 1\n")
     (tmp_path / "odd.py").write_bytes(b"# -*- coding: latin-1 -*-\n# caf\xe9\n")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    one = source(tmp_path, CorpusSource.PYTHON, packages=("stdlib",))
+    one = source_of(tmp_path, CorpusSource.PYTHON, packages=("stdlib",))
     assert [d.key for d in one.documents()] == ["stdlib/good.py"]
     assert one.not_utf8 == 1
 
 
 def test_blank_documents_are_dropped(tmp_path: Path) -> None:
-    put(tmp_path, "a.jsonl", b'{"text": " \\n"}\n{"text": "x"}\n')
-    one = source(tmp_path, CorpusSource.FILES, ("data/raw/a.jsonl",))
+    put_raw(tmp_path, "a.jsonl", b'{"text": " \\n"}\n{"text": "x"}\n')
+    one = files_of(tmp_path, "data/raw/a.jsonl")
     found = list(one.documents())
     assert [d.text for d in found] == ["x"]
     assert found[0].key == "data/raw/a.jsonl#1"
@@ -369,11 +338,11 @@ def test_blank_documents_are_dropped(tmp_path: Path) -> None:
 
 
 def test_a_linked_folder_is_refused_since_dvc_does_not_watch_it(tmp_path: Path) -> None:
-    put(tmp_path, "one.txt", b"text")
+    put_raw(tmp_path, "one.txt", b"text")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.txt").write_text("text")
     (tmp_path / "data" / "raw" / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CorpusError, match=r"must not lead through a linked folder, .* got data/raw/link/a\.txt"):
-        list(source(tmp_path, CorpusSource.FILES, ("data/raw/link/*.txt",)).documents())
+        list(files_of(tmp_path, "data/raw/link/*.txt").documents())
     (tmp_path / "data" / "raw" / "file.txt").symlink_to(tmp_path / "elsewhere" / "a.txt")
-    assert len(list(source(tmp_path, CorpusSource.FILES, ("data/raw/*.txt",)).documents())) == 2
+    assert len(list(files_of(tmp_path, "data/raw/*.txt").documents())) == 2

@@ -11,16 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from test_source import COMPRESSORS, put, source
+from support.corpus import COMPRESSORS, files_of, put_raw
 
-from smollm.config.corpus import CorpusSource
 from smollm.errors import CorpusError
 
 
 def texts(workspace: Path, name: str, content: bytes, column: str = "text") -> list[str]:
     """What a table of these bytes gives; checks the documents' names."""
-    put(workspace, name, content)
-    found = list(source(workspace, CorpusSource.FILES, (f"data/raw/{name}",), text_column=column).documents())
+    put_raw(workspace, name, content)
+    found = list(files_of(workspace, f"data/raw/{name}", text_column=column).documents())
     assert [d.key for d in found] == [f"data/raw/{name}#{index}" for index in range(len(found))]
     return [d.text for d in found]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from support.presets import SMOLLM_135M
 from support.structure import ROOT
-from test_config import FULL
 
 from smollm.config.file import Config, load
 from smollm.config.model import ModelConfig
@@ -26,7 +26,7 @@ from smollm.training.optim import Optimizer
 
 @pytest.fixture(scope="module")
 def full() -> Config:
-    return load(FULL)
+    return load(SMOLLM_135M)
 
 
 def limit(config: Config, hours: float = 24.0) -> Preflight:
@@ -98,7 +98,7 @@ def workspace(tmp_path: Path) -> Workspace:
     """A project with the full model's params, and nothing that has run."""
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
     shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
-    shutil.copyfile(FULL, tmp_path / "params.yaml")
+    shutil.copyfile(SMOLLM_135M, tmp_path / "params.yaml")
     return Workspace(tmp_path, tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_a_stage_that_may_not_run_here_refuses_no_text(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     set_device(workspace, "cuda")
     preflight.refuse_endless(workspace)
-    shutil.copyfile(FULL, workspace.directory / "params.yaml")
+    shutil.copyfile(SMOLLM_135M, workspace.directory / "params.yaml")
     set_device(workspace, "cpu")
     stages = {
         stage: {"cmd": "x", "params": {"params.yaml": workspace.params(stage)}} for stage in ("pretrain", "finetune")
@@ -141,7 +141,7 @@ def test_the_size_of_a_checkpoint_is_that_of_its_files(
     kind: OptimizerKind, model_config: ModelConfig, tmp_path: Path
 ) -> None:
     model = LlamaForCausalLM(model_config)
-    optimizer = Optimizer(model, replace(load(FULL).pretrain.optimizer, kind=kind))
+    optimizer = Optimizer(model, replace(load(SMOLLM_135M).pretrain.optimizer, kind=kind))
     model.loss(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)).backward()
     for part in optimizer.parts:
         part.step()

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from support.clone import Clone
 from support.mlflow_runs import client, runs, steps
+from support.presets import setting_paths
 from support.structure import ROOT, closure
-from test_config import leaves
 
 from smollm.config.file import read_values
 from smollm.corpus.tokenizer import train
@@ -245,7 +245,7 @@ def test_every_param_is_a_dependency_of_the_stages_that_read_it(finished: Clone)
     # any of its params changes a section, which DVC compares whole
     assert {section for stage in stages for section in stage["params"]} <= values.keys()
     try:
-        for key in {key[0]: key for key in leaves(values)}.values():
+        for key in {key[0]: key for key in setting_paths(values)}.values():
             finished.run("git", "checkout", "--", "params.yaml")
             finished.set({".".join(key): "changed"})
             assert changed_stages(finished) == STAGES_OF_SECTION[key[0]], key

@@ -1,0 +1,64 @@
+"""Text for tests: documents given outright, and files below data/raw."""
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import zstandard
+
+from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
+from smollm.corpus.document import Document
+from smollm.corpus.source import Source
+
+END_OF_TEXT = "<|endoftext|>"
+
+NO_FILES = SourceConfig(CorpusSource.FILES, (), "text", HubDatasetConfig(None, None, "train", None, True))
+CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, NO_FILES, NO_FILES)
+"""At most 1 MB, of which 0.3 is held out."""
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard.compress,
+}
+"""By the ending of a file's name."""
+
+
+class TextSource(Source):
+    """A source whose documents are `texts`, by key."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        super().__init__("pretrain", CORPUS, Path())
+        self.texts = texts
+
+    def documents(self) -> Iterator[Document]:
+        return (Document.of(key, text) for key, text in self.texts.items())
+
+
+def source_of(
+    workspace: Path,
+    kind: CorpusSource,
+    files: tuple[str, ...] = (),
+    packages: tuple[str, ...] = ("tqdm",),
+    text_column: str = "text",
+    dataset: str | None = None,
+    streaming: bool = True,
+) -> Source:
+    """The pretraining source of a workspace with these settings."""
+    config = SourceConfig(kind, files, text_column, HubDatasetConfig(dataset, None, "train", "main", streaming))
+    return Source("pretrain", CorpusConfig(packages, 1.0, None, 0.1, config, config), workspace)
+
+
+def files_of(workspace: Path, *globs: str, text_column: str = "text") -> Source:
+    """The source that reads the files below data/raw that match `globs`, all of them where none is given."""
+    return source_of(workspace, CorpusSource.FILES, globs or ("data/raw/*",), text_column=text_column)
+
+
+def put_raw(workspace: Path, name: str, content: bytes) -> None:
+    """Write data/raw/<name>."""
+    path = workspace / "data" / "raw" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
