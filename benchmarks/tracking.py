@@ -35,7 +35,8 @@ from smollm.state.journal import Journal
 from smollm.state.tokens import token_bytes
 from smollm.tracking import provenance
 from smollm.tracking.console import Progress
-from smollm.tracking.delivery import Delivery, Description, Ending
+from smollm.tracking.delivery import Delivery
+from smollm.tracking.run_record import Description, Ending
 from smollm.tracking.store import Store
 from smollm.tracking.tracker import Tracker
 from smollm.training.batches import Batches, validation_windows
@@ -121,10 +122,7 @@ def tracked(directory: Path, uri: str | None, config: Config, spent: list[float]
     store = Store(uri or f"sqlite:///{root}/mlflow.db", root)
     if not uri:
         store.client()  # makes the tables, once in a repository's life
-    tracking = config.tracking
-    tracker = Tracker(
-        directory, store, tracking.send_every_seconds, tracking.system_metrics_every_seconds, 5.0, lambda _: None
-    )
+    tracker = Tracker(directory, store, dataclasses.replace(config.tracking, finish_seconds=5.0), lambda _: None)
     tracker.start(description(config, 1, 0.1))
     if not uri:
         while tracker.delivery.run_id is None:

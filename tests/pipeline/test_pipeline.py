@@ -14,9 +14,9 @@ from support.structure import ROOT, closure
 
 from smollm.config.file import read_values
 from smollm.corpus.tokenizer import train
-from smollm.stage.run import run_name
 from smollm.state.tokens import documents_of, open_tokenizer, open_tokens, read_manifest
 from smollm.state.workspace import Workspace, is_code
+from smollm.tracking.run_name import run_name
 
 STAGES = ("tokenize", "pretrain", "finetune")
 

@@ -6,16 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.clone import empty_store
 
+from smollm.config.tracking import TrackingConfig
 from smollm.state.files import write_json
 from smollm.state.journal import Journal, Record
 from smollm.tracking import outbox
-from smollm.tracking.delivery import Dataset, Delivery, Description, Ending, Version, metrics
+from smollm.tracking.delivery import Delivery, metrics
+from smollm.tracking.run_record import Dataset, Description, Ending, Version
 from smollm.tracking.store import Deadline, Store
 from smollm.tracking.tracker import Tracker
 
@@ -32,6 +35,15 @@ DESCRIPTION = Description(
     params={f"section.name{n}": str(n) for n in range(150)},
     tags={"stage": "pretrain"},
     datasets=[Dataset("pretrain/train", "0" * 32 + ".dir", "training", "data/tokens/pretrain", {"tokens": 3})],
+)
+
+SETTINGS = TrackingConfig(
+    experiment="smollm",
+    send_every_seconds=0.01,
+    system_metrics_every_seconds=10.0,
+    finish_seconds=60.0,
+    registered_model=None,
+    store_weights=False,
 )
 
 
@@ -167,7 +179,7 @@ def test_the_system_is_measured_again_after_a_lost_answer(
 
     real = mlflow.MlflowClient.get_run
     monkeypatch.setattr(mlflow.MlflowClient, "get_run", get_run)
-    tracker = Tracker(state, store, 0.01, 0.1, 60.0, pytest.fail)
+    tracker = Tracker(state, store, replace(SETTINGS, system_metrics_every_seconds=0.1), pytest.fail)
     tracker.start(DESCRIPTION)
     deadline = time.monotonic() + 60
     while not (lost.is_set() and any(name.startswith("system/") for name in only_run(client).data.metrics)):
@@ -222,7 +234,7 @@ def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_late
     state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
+    tracker = Tracker(state, store, SETTINGS, said.append)
     with monkeypatch.context() as dead:
         dead.setattr(Store, "client", lambda self: DeadClient())
         tracker.start(DESCRIPTION)
@@ -396,7 +408,7 @@ def test_a_run_that_its_user_deleted_is_dropped_with_one_line(
     assert said == ["outbox: abc-1700000000000 dropped: the run was deleted there; nothing more of it is sent"]
     assert outbox.waiting(store) == []
     said.clear()
-    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
+    tracker = Tracker(state, store, SETTINGS, said.append)
     tracker.start(DESCRIPTION)
     tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
     assert said == [f"MLflow ({store.shown}): the run was deleted there; nothing more of it is sent"]
@@ -405,7 +417,7 @@ def test_a_run_that_its_user_deleted_is_dropped_with_one_line(
 def test_the_warning_tells_a_refusal_from_an_outage(state: Path, store: Store, client: "MlflowClient") -> None:
     client.delete_experiment(store.experiment_id(client, "smollm"))
     said: list[str] = []
-    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
+    tracker = Tracker(state, store, SETTINGS, said.append)
     tracker.start(DESCRIPTION)
     tracker.drain()
     (line,) = said
@@ -428,7 +440,7 @@ def test_publishing_takes_nothing_from_the_time_that_mlflow_has(
     state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
+    tracker = Tracker(state, store, SETTINGS, said.append)
     tracker.start(DESCRIPTION)
     tracker.drain()
     clock = time.monotonic
@@ -513,11 +525,11 @@ def test_a_run_that_goes_on_is_not_ended_by_its_older_copy_in_the_outbox(
 ) -> None:
     with monkeypatch.context() as dead:
         dead.setattr(Store, "client", lambda self: DeadClient())
-        stopped = Tracker(state, store, 0.01, 10.0, 60.0, lambda line: None)
+        stopped = Tracker(state, store, SETTINGS, lambda line: None)
         stopped.start(DESCRIPTION)
         stopped.end(Ending("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
     assert len(outbox.waiting(store)) == 1
-    again = Tracker(state, store, 0.01, 10.0, 60.0, pytest.fail)
+    again = Tracker(state, store, SETTINGS, pytest.fail)
     again.start(DESCRIPTION)
     again.end(Ending("FINISHED", 1_700_000_200.0), {})
     assert outbox.send(client, store, pytest.fail) == 0
@@ -566,7 +578,7 @@ def test_no_stage_waits_for_a_process_that_sends_the_outbox(state: Path, store: 
         shutil.copytree(state, directory)
         write_json(directory / "description.json", {**vars(DESCRIPTION), "datasets": [], "mark": mark})
     outbox.put_aside(Delivery(older, store))
-    tracker = Tracker(state, store, 0.01, 10.0, 0.1, lambda line: None)
+    tracker = Tracker(state, store, replace(SETTINGS, finish_seconds=0.1), lambda line: None)
     with sending(store):
         assert at_once(lambda: tracker.start(DESCRIPTION))
         assert at_once(lambda: outbox.abandon(given_up, store, 1_700_000_200.0))
@@ -580,7 +592,7 @@ def test_a_stage_waits_a_moment_for_a_process_that_sends_its_own_run(
     monkeypatch.setattr(outbox, "_MOMENT_SECONDS", 0.1)
     outbox.put_aside(Delivery(state, store))
     said: list[str] = []
-    tracker = Tracker(state, store, 0.01, 10.0, 0.1, said.append)
+    tracker = Tracker(state, store, replace(SETTINGS, finish_seconds=0.1), said.append)
     with sending(store):
         assert at_once(lambda: tracker.start(DESCRIPTION))
         assert at_once(lambda: tracker.end(Ending("FINISHED", 1_700_000_100.0), {}))
@@ -593,7 +605,7 @@ def test_a_stage_waits_a_moment_for_a_process_that_sends_its_own_run(
 def test_an_outbox_that_cannot_be_used_stops_no_stage(state: Path, store: Store, client: "MlflowClient") -> None:
     (store.root / "outbox").touch()
     said: list[str] = []
-    tracker = Tracker(state, store, 0.01, 10.0, 60.0, said.append)
+    tracker = Tracker(state, store, SETTINGS, said.append)
     tracker.start(DESCRIPTION)
     tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
     assert "NotADirectoryError" in said[0]

@@ -19,12 +19,13 @@ from smollm.corpus.source import Source
 from smollm.operate.preflight import check_vocabulary
 from smollm.stage import report
 from smollm.stage import run as pipeline
-from smollm.stage.run import StageRun, Story
+from smollm.stage.run import StageRun
 from smollm.state import tokens
 from smollm.state.files import replace_directory, write_atomically, write_json
 from smollm.state.workspace import Workspace
-from smollm.tracking import provenance
+from smollm.tracking import announce, summary
 from smollm.tracking.console import Progress, say
+from smollm.tracking.observer import RunInputs
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,21 @@ class TokenizeStage:
         Raises:
             PipelineError: with a line for the user.
         """
-        pipeline.run_stage("tokenize", self.workspace, self.tracking, self._story, self._work, self._publish)
+        pipeline.run_stage("tokenize", self.workspace, self.tracking, self._inputs, self._work, self._publish)
 
     def _work(self, run: StageRun) -> None:
         data = run.state.directory / "data"
         shutil.rmtree(data, ignore_errors=True)  # of an attempt that was killed
         sources = {stage: Source(stage, self.corpus, self.workspace.directory) for stage in STAGES}
-        what = ", ".join(f"{source.config.source.value} for {stage}" for stage, source in sources.items())
-        run.log(f"{what}; at most {self.corpus.max_megabytes:g} MB each")
+        kinds = {stage: source.config.source.value for stage, source in sources.items()}
+        run.log(announce.corpus_plan(kinds, self.corpus.max_megabytes))
         began = time.monotonic()
         texts = training_texts(sources["pretrain"], self.corpus, self.tokenizer.train_megabytes)
         made = tokenizer.obtain(self.tokenizer, texts, self.workspace.directory)
         check_vocabulary(tokens.vocabulary_size(made), load(self.workspace.directory / "params.yaml").model)
         write_atomically(data / "tokenizer" / "tokenizer.json", made.to_str(pretty=True))
         vocab_size = tokens.vocabulary_size(made)
-        run.log(
-            f"tokenizer of {vocab_size:,} tokens ({self.tokenizer.source.value}) in {time.monotonic() - began:.1f} s"
-        )
+        run.log(announce.tokenizer_ready(vocab_size, self.tokenizer.source.value, time.monotonic() - began))
         # without a prefix, MLflow shows them below the charts of training
         results: dict[str, float] = {"corpus_vocab_size": vocab_size}
         split = Split(self.corpus.validation_fraction)
@@ -83,8 +82,15 @@ class TokenizeStage:
         size = sum(side["bytes"] for side in sides)
         documents = sum(side["documents"] for side in sides)
         run.log(
-            f"{stage}: {documents:,} documents, {size / 1e6:,.1f} MB, {sides[0]['tokens']:,} tokens to train on and "
-            f"{sides[1]['tokens']:,} held out ({manifest['split']}), {sides[0]['bytes_per_token']:.2f} bytes per token"
+            announce.tokens_written(
+                stage,
+                documents,
+                size,
+                sides[0]["tokens"],
+                sides[1]["tokens"],
+                manifest["split"],
+                sides[0]["bytes_per_token"],
+            )
         )
         return {
             f"corpus_{stage}_documents": documents,
@@ -116,7 +122,7 @@ class TokenizeStage:
         describe.draw_lengths(run.reports / "lengths.svg", {stage: target / "tokens" / stage for stage in STAGES})
         names = ("metrics.json", "log.txt", "corpus.txt", "lengths.svg")
         run.artifacts |= {name: run.reports / name for name in names}
-        say("tokenize: done; the token files are in data/tokens/, what they hold in reports/tokenize/corpus.txt\n")
+        say(summary.TOKENIZE)
 
-    def _story(self, run: StageRun) -> Story:
-        return Story(provenance.flatten(self.corpus, "corpus") | provenance.flatten(self.tokenizer, "tokenizer"))
+    def _inputs(self, run: StageRun) -> RunInputs:
+        return RunInputs({"corpus": self.corpus, "tokenizer": self.tokenizer})

@@ -19,6 +19,11 @@ def say(line: str) -> None:
         sys.stdout.flush()
 
 
+def say_error(message: str) -> None:
+    """Print the error that ends a program, for people and for those who search for ``ERROR:``."""
+    print(f"\nERROR: {message}", file=sys.stderr, flush=True)
+
+
 def duration(seconds: float) -> str:
     """A duration as [hours:]minutes:seconds."""
     text: str = tqdm.format_interval(seconds)

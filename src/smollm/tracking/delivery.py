@@ -10,12 +10,13 @@ artifacts/         files to upload at the end
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smollm.state.files import link_or_copy, write_json
 from smollm.state.journal import EVENT, HARDWARE, Record, read
+from smollm.tracking.run_record import Dataset, Description, Ending, Version
 from smollm.tracking.store import Deadline, Store, refuses
 
 if TYPE_CHECKING:
@@ -46,62 +47,6 @@ METRICS = {
 _BATCH = 900  # MLflow takes at most 1000 metrics a call
 _PARAMS_BATCH = 100
 _MARK = "smollm.delivery"
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A text that a run learned from, or is measured on."""
-
-    name: str
-    digest: str
-    context: str
-    """training or validation."""
-    path: str
-    profile: dict[str, Any]
-    """Counts: documents, bytes, tokens."""
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is known of a run when it starts."""
-
-    mark: str
-    """Names the run before MLflow has given it an id, and where it never does."""
-    experiment: str
-    run_name: str
-    started: float
-    """Seconds since the epoch."""
-    user: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    datasets: list[Dataset] = field(default_factory=list)
-    parent_run_id: str | None = None
-    parent_mark: str | None = None
-    """For a parent that MLflow had no id for yet."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """A model version for MLflow's registry: it points at what DVC holds."""
-
-    model: str
-    """Name of the registered model."""
-    description: str
-    """Markdown."""
-    tags: dict[str, str]
-    source: str
-    """Artifact of the run that the version points at."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a run ended."""
-
-    status: str
-    """FINISHED, FAILED or KILLED."""
-    ended: float
-    tags: dict[str, str] = field(default_factory=dict)
-    version: Version | None = None
 
 
 class Dropped(Exception):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smollm.state.files import write_json
-from smollm.tracking.delivery import Delivery, Dropped, Ending, read_json
+from smollm.tracking.delivery import Delivery, Dropped, read_json
+from smollm.tracking.run_record import Ending
 from smollm.tracking.store import Deadline, Store
 
 if TYPE_CHECKING:

@@ -93,14 +93,16 @@ def user() -> str:
         return "unknown"
 
 
-def flatten(value: object, where: str = "") -> dict[str, str]:
-    """Settings as ``section.name`` to text, from (nested) dataclasses."""
-    if is_dataclass(value):
-        flat: dict[str, str] = {}
-        for field in fields(value):
-            flat |= flatten(getattr(value, field.name), f"{where}.{field.name}" if where else field.name)
-        return flat
-    return {where: _text(value)}
+def flatten(values: dict[str, Any]) -> dict[str, str]:
+    """Settings as ``section.name`` to text, from dataclasses (nested ones too) by section."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if is_dataclass(value):
+            inner = {f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)}
+            flat |= flatten(inner)
+        else:
+            flat[name] = _text(value)
+    return flat
 
 
 def _text(value: object) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smollm.config.tracking import TrackingConfig
 from smollm.tracking import outbox
-from smollm.tracking.delivery import Delivery, Description, Dropped, Ending
+from smollm.tracking.delivery import Delivery, Dropped
+from smollm.tracking.run_record import Description, Ending
 from smollm.tracking.store import Deadline, Store, refuses
 
 if TYPE_CHECKING:
@@ -17,20 +19,11 @@ if TYPE_CHECKING:
 class Tracker:
     """Sends a running stage's journal from a thread of its own."""
 
-    def __init__(
-        self,
-        directory: Path,
-        store: Store,
-        send_every_seconds: float,
-        system_metrics_every_seconds: float,
-        finish_seconds: float,
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, directory: Path, store: Store, settings: TrackingConfig, say: Callable[[str], None]) -> None:
         self._deadline = Deadline()
         self.delivery = Delivery(directory, store, self._deadline)
         self.store, self._say = store, say
-        self._every, self._system_every = send_every_seconds, system_metrics_every_seconds
-        self._finish_seconds = finish_seconds
+        self._settings = settings
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._client: MlflowClient | None = None
@@ -47,7 +40,7 @@ class Tracker:
 
     def drain(self) -> None:
         """Stop the thread and send what is left, if MLflow answers in time."""
-        self._deadline.limit(self._finish_seconds)
+        self._deadline.limit(self._settings.finish_seconds)
         self._stop.set()
         with self._deadline.waiting():
             self._thread.join()
@@ -78,7 +71,7 @@ class Tracker:
         except Exception:  # as in _try, which says so
             self._client = None
         self._try()
-        while not self._stop.wait(self._every):
+        while not self._stop.wait(self._settings.send_every_seconds):
             self._try()
 
     def _try(self) -> None:
@@ -109,6 +102,7 @@ class Tracker:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-        monitor = SystemMetricsMonitor(self.delivery.run_id, sampling_interval=self._system_every, resume_logging=True)
+        interval = self._settings.system_metrics_every_seconds
+        monitor = SystemMetricsMonitor(self.delivery.run_id, sampling_interval=interval, resume_logging=True)
         monitor.start()
         return monitor

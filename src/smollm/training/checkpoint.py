@@ -26,6 +26,7 @@ from smollm.device.group import Group
 from smollm.errors import CheckpointError
 from smollm.model.sharding import full_tensor
 from smollm.state.files import disk_errors, file_digest, sync_directory, write_json
+from smollm.tracking import announce
 
 FORMAT = 1
 _STATE, _MODEL, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
@@ -203,7 +204,7 @@ class CheckpointStore:
             except CheckpointError as error:
                 if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
                     raise
-                warn(f"{error}; going back to the checkpoint before it")
+                warn(announce.checkpoint_damaged(error))
                 shutil.rmtree(directory)
         return None
 

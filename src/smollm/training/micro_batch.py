@@ -13,6 +13,7 @@ from smollm.device.hardware import Hardware
 from smollm.errors import TrainingError
 from smollm.model import fused
 from smollm.model.llama import LlamaForCausalLM
+from smollm.tracking import announce
 from smollm.training.batches import Batches
 
 _MOST_TOKENS = {"cuda": 65_536, "mps": 16_384, "cpu": 16_384}
@@ -60,10 +61,10 @@ def rehearse(
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 del waiting[0]
             elif isinstance(error, torch._inductor.exc.InductorError | torch._dynamo.exc.TorchDynamoException):
-                warn(f"torch.compile failed ({str(error).splitlines()[0]}); going on without it")
+                warn(announce.compilation_failed(error))
                 model.forget_compilation()
             elif model.fused is not None:  # Triton has no error that all of its own derive from
-                warn(f"the GPU's kernels failed ({type(error).__name__}: {error}); going on with torch.compile")
+                warn(announce.kernels_failed(error))
                 model.forget_compilation()
                 model.compile_parts()
             else:

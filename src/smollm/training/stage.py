@@ -1,6 +1,5 @@
 """A training stage from params to published outputs: what `pretrain` and `finetune` both are."""
 
-import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -27,14 +26,15 @@ from smollm.operate import launch
 from smollm.operate.preflight import Preflight, check_vocabulary
 from smollm.stage import report
 from smollm.stage import run as pipeline
-from smollm.stage.run import StageRun, Story
+from smollm.stage.run import StageRun
 from smollm.state.files import dvc_digest, replace_directory
-from smollm.state.journal import HARDWARE, Journal
+from smollm.state.journal import HARDWARE, Journal, Record
 from smollm.state.tokens import TRAIN, VALIDATION, open_tokenizer, open_tokens, read_manifest, token_bytes
 from smollm.state.workspace import Workspace
-from smollm.tracking import provenance
-from smollm.tracking.console import Progress, duration, say
-from smollm.tracking.delivery import Dataset
+from smollm.tracking import announce, provenance, summary
+from smollm.tracking.console import Progress, say
+from smollm.tracking.observer import RunInputs
+from smollm.tracking.run_record import Dataset
 from smollm.training import checkpoint, failure
 from smollm.training.assembly import assemble
 from smollm.training.batches import Batches, Ids, validation_windows
@@ -80,11 +80,10 @@ class TrainingStage:
             nonlocal is_told
             group.broadcast(is_told := True)
             if (killed := launch.starts_before()) > 0:
-                limit = self.runtime.max_restarts
-                run.log(f"a process ended; all have started anew, restart {killed} of {limit}")
+                run.log(announce.processes_restarted(killed, self.runtime.max_restarts))
             self._work(group, _Desk.of(run, self.runtime.keep_checkpoints), run)
 
-        pipeline.run_stage(self.name, self.workspace, self.tracking, self._story, work, self._publish)
+        pipeline.run_stage(self.name, self.workspace, self.tracking, self._inputs, work, self._publish)
         if not is_told:
             group.broadcast(False)  # it was done before
         group.all_gather(None)  # nobody leaves before all is published
@@ -144,9 +143,9 @@ class TrainingStage:
         if given:
             trainer.restore(given)
         if resumed:
-            desk.log(f"resumed from step {resumed.state.step}", resumed.state.step)
+            desk.log(announce.resumed(resumed.state.step), resumed.state.step)
         elif start:
-            desk.log(f"starting from {start.state.stage}'s checkpoint at step {first_step}", first_step)
+            desk.log(announce.started_from(start.state.stage, first_step), first_step)
         del given, resumed, start  # as large as the model and its moments
         self._train(desk, trainer, limit, run)
 
@@ -227,8 +226,7 @@ class TrainingStage:
                 return
             steps = self.training.steps - trainer.done
             limit.check_pace(steps, seconds)
-            took = f"about {duration(steps * seconds)}, at {1000 * seconds:,.4g} ms a step"
-            desk.log(f"{steps} more steps take {took}", trainer.step)
+            desk.log(announce.pace(steps, seconds), trainer.step)
 
         progress = Progress(self.name, self.training.steps, trainer.done, is_shown=run is not None)
         with closing(trainer.store), closing(progress), StopSignal(second_kills=trainer.group.size == 1) as stop:
@@ -251,16 +249,16 @@ class TrainingStage:
 
     def _announce(self, desk: "_Desk", machine: hardware.Hardware, first_step: int, group: Group) -> None:
         """One line on what the stage will do."""
-        tokens = self.training.steps * self.training.tokens_per_step
-        petaflops = flops_per_token(self.model, self.training.sequence_length) * tokens / 1e15
-        desk.log(
-            f"{self.training.steps} steps (to step {first_step + self.training.steps}) of "
-            f"{self.training.tokens_per_step:,} tokens, {tokens / 1e6:,.1f} M in all, {petaflops:,.3g} PFLOP; "
-            f"{parameter_count(self.model):,} parameters; {f'{group.size} processes; ' if group.size > 1 else ''}"
-            f"{machine.name}, {machine.device.type}, "
-            f"{machine.precision.value}, {'compiled' if machine.compile else 'not compiled'}",
-            first_step,
+        plan = announce.training_plan(
+            self.training.steps,
+            first_step + self.training.steps,
+            self.training.tokens_per_step,
+            flops_per_token(self.model, self.training.sequence_length),
+            parameter_count(self.model),
+            group.size,
         )
+        computer = announce.machine(machine.name, machine.device.type, machine.precision.value, machine.compile)
+        desk.log(f"{plan}; {computer}", first_step)
 
     def _note_hardware(
         self, desk: "_Desk", machine: hardware.Hardware, compiled: bool, micro_batch: int, step: int, group: Group
@@ -316,46 +314,25 @@ class TrainingStage:
         names = ("metrics.json", "training_log.txt", "loss.svg", "losses.tsv", "validation.tsv", "speed.tsv")
         run.artifacts |= {name: run.reports / name for name in names}
         if self.continues is not None:
-            run.registers = self.tracking.registered_model
+            run.registered_model = self.tracking.registered_model
         if self.tracking.store_weights:
             model = directory / "models" / self.name
             run.artifacts |= {f"model/{file.name}": file for file in model.iterdir()}
         self._say_summary(run, records)
 
-    def _say_summary(self, run: StageRun, records: list[Any]) -> None:
-        values = report.training_metrics(records)
-        sample = next((r for r in reversed(records) if r.kind == "sample"), None)
-        speed = run.facts["tokens_per_second"]
-        say(f"\n{self.name}: done at step {values['step']}")
-        say(f"  training loss     {values['first_train_loss']:.3f} -> {values['train_loss']:.3f}")
-        say(
-            f"  validation        {values['validation_loss']:.3f} nats per token, "
-            f"{values['initial_bits_per_byte']:.3f} -> {values['bits_per_byte']:.3f} bits per byte"
-        )
-        if "pretrain_bits_per_byte" in values:
-            before, after = values["initial_pretrain_bits_per_byte"], values["pretrain_bits_per_byte"]
-            say(f"  on pretrain's     {before:.3f} -> {after:.3f} bits per byte of its held-out text")
-        say(f"  speed             {speed:,.0f} tokens/s, {run.facts['step_ms']:.1f} ms a step")
-        if sample:
-            text = (sample.values["prompts"][0] + sample.values["texts"][0]).replace("\n", "\n                    ")
-            say(f"  sample            {text}")
-        say(f"  reports           reports/{self.name}/ (loss.svg, samples.tsv, training_log.txt)")
-        say(f"  model             models/{self.name}/ (for transformers' from_pretrained)")
-        say("  compare runs      make ui\n")
+    def _say_summary(self, run: StageRun, records: list[Record]) -> None:
+        samples = [r.values["prompts"][0] + r.values["texts"][0] for r in records if r.kind == "sample"]
+        sample = samples[-1] if samples else None
+        say(summary.training(self.name, report.training_metrics(records), run.facts, sample))
 
-    def _story(self, run: StageRun) -> Story:
-        named = {
+    def _inputs(self, run: StageRun) -> RunInputs:
+        settings = {
             "seed": self.seed,
             "model": self.model,
             self.name: self.training,
             "evaluation": self.evaluation,
             "runtime": self.runtime,
         }
-        params: dict[str, str] = {}
-        for section, values in named.items():
-            params |= provenance.flatten(values, section)
-        side_file = self.workspace.directory / "reports" / str(self.continues) / "run.json"
-        parent = json.loads(side_file.read_text()) if side_file.exists() else {}
         uses = [(self.name, TRAIN, "training"), (self.name, VALIDATION, "validation")]
         uses += [(self.continues, VALIDATION, "validation")] if self.continues else []
         datasets = [
@@ -368,7 +345,8 @@ class TrainingStage:
             )
             for stage, side, context in uses
         ]
-        return Story(params, datasets, parent.get("mlflow_run_id"), parent.get("mlflow_mark"))
+        parent = self.workspace.directory / "reports" / self.continues / "run.json" if self.continues else None
+        return RunInputs(settings, datasets, parent)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""The lines that stages print and log while they run, built from plain values."""
+
+from smollm.tracking.console import duration
+
+PUBLISHING_AGAIN = "finished before; publishing its outputs again"
+
+
+def corpus_plan(sources: dict[str, str], max_megabytes: float) -> str:
+    """Where the text comes from: `sources` maps each stage to the kind of its source."""
+    text = ", ".join(f"{source} for {stage}" for stage, source in sources.items())
+    return f"{text}; at most {max_megabytes:g} MB each"
+
+
+def tokenizer_ready(vocab_size: int, source: str, seconds: float) -> str:
+    return f"tokenizer of {vocab_size:,} tokens ({source}) in {seconds:.1f} s"
+
+
+def tokens_written(
+    stage: str,
+    documents: int,
+    text_bytes: int,
+    train_tokens: int,
+    validation_tokens: int,
+    split: str,
+    bytes_per_token: float,
+) -> str:
+    """The size of a stage's token files."""
+    return (
+        f"{stage}: {documents:,} documents, {text_bytes / 1e6:,.1f} MB, {train_tokens:,} tokens to train on and "
+        f"{validation_tokens:,} held out ({split}), {bytes_per_token:.2f} bytes per token"
+    )
+
+
+def training_plan(
+    steps: int, last_step: int, tokens_per_step: int, flops_per_token: float, parameters: int, processes: int
+) -> str:
+    """The work of a training stage."""
+    tokens = steps * tokens_per_step
+    shared = f"; {processes} processes" if processes > 1 else ""
+    return (
+        f"{steps} steps (to step {last_step}) of {tokens_per_step:,} tokens, {tokens / 1e6:,.1f} M in all, "
+        f"{flops_per_token * tokens / 1e15:,.3g} PFLOP; {parameters:,} parameters{shared}"
+    )
+
+
+def machine(name: str, device: str, precision: str, is_compiled: bool) -> str:
+    """What a training stage computes on."""
+    return f"{name}, {device}, {precision}, {'compiled' if is_compiled else 'not compiled'}"
+
+
+def resumed(step: int) -> str:
+    return f"resumed from step {step}"
+
+
+def started_from(stage: str, step: int) -> str:
+    """A training stage begins with another stage's checkpoint."""
+    return f"starting from {stage}'s checkpoint at step {step}"
+
+
+def processes_restarted(count: int, limit: int) -> str:
+    return f"a process ended; all have started anew, restart {count} of {limit}"
+
+
+def pace(steps: int, seconds_per_step: float) -> str:
+    """How long the remaining `steps` take."""
+    milliseconds = 1000 * seconds_per_step
+    return f"{steps} more steps take about {duration(steps * seconds_per_step)}, at {milliseconds:,.4g} ms a step"
+
+
+def compilation_failed(error: Exception) -> str:
+    return f"torch.compile failed ({str(error).splitlines()[0]}); going on without it"
+
+
+def kernels_failed(error: Exception) -> str:
+    return f"the GPU's kernels failed ({type(error).__name__}: {error}); going on with torch.compile"
+
+
+def checkpoint_damaged(error: Exception) -> str:
+    return f"{error}; going back to the checkpoint before it"

@@ -1,0 +1,163 @@
+"""Watches one execution of a stage, and tells the user and MLflow of it."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smollm.config.tracking import TrackingConfig
+from smollm.errors import Interrupted
+from smollm.state.files import dvc_digest, write_json
+from smollm.state.live_state import LiveState
+from smollm.state.workspace import Workspace, is_code
+from smollm.tracking import provenance
+from smollm.tracking.console import say
+from smollm.tracking.run_name import run_name
+from smollm.tracking.run_record import Dataset, Description, Ending, Version
+from smollm.tracking.store import Store
+from smollm.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run of a stage starts from."""
+
+    settings: dict[str, object]
+    """Values or (nested) dataclasses, by their section of params.yaml."""
+    datasets: list[Dataset] = field(default_factory=list)
+    parent: Path | None = None
+    """run.json of the stage whose checkpoint this one continues."""
+
+
+class StageObserver:
+    """Watches one execution of a stage: `begin`, then work within `reporting_failure`, then `flush` and `finish`."""
+
+    def __init__(self, stage: str, workspace: Workspace, state: LiveState, tracking: TrackingConfig) -> None:
+        self.stage, self.workspace, self.state, self.tracking = stage, workspace, state, tracking
+        self.store = Store.of(workspace.root)
+        self.tracker = Tracker(state.directory, self.store, tracking, lambda line: say(f"{stage}: {line}"))
+
+    def begin(self, inputs: RunInputs) -> None:
+        """Start to send the run to MLflow, without waiting for it."""
+        self.tracker.start(self._describe(inputs))
+
+    @contextmanager
+    def reporting_failure(self, artifacts: dict[str, Path]) -> Iterator[None]:
+        """End the MLflow run of a stage that does not reach its end.
+
+        Args:
+            artifacts: files to upload, by their path in MLflow; read when the stage fails.
+        """
+        try:
+            yield
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, Interrupted | SystemExit) else "FAILED"
+            tags = {"error": f"{type(error).__name__}: {str(error).strip()}"}
+            self.tracker.end(Ending(status, time.time(), tags), artifacts)
+            raise
+
+    def flush(self) -> None:
+        """Send what MLflow lacks, if it answers in time, so that `identity` has the run's id."""
+        self.tracker.drain()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """How to find the run in MLflow, for run.json; the store relative to the repository it lies in."""
+        delivery = self.tracker.delivery
+        return {
+            "mlflow_run_id": delivery.run_id,
+            "mlflow_mark": delivery.mark,
+            "mlflow_experiment": delivery.state.get("experiment"),
+            "mlflow_tracking_uri": self.store.shown.replace(f"{self.workspace.root}/", ""),
+        }
+
+    def finish(self, artifacts: dict[str, Path], registered_model: str | None) -> None:
+        """End the run of a stage whose outputs are published.
+
+        Args:
+            artifacts: files to upload, by their path in MLflow.
+            registered_model: name in MLflow's registry that gets a version for the stage's model.
+        """
+        # a run that was continued belongs to the experiment that finished it
+        name = {"mlflow.runName": run_name(self.stage, self.workspace)}
+        tags = self._output_tags() | provenance.dvc_state() | name
+        environment = self.state.directory / "environment.json"
+        write_json(environment, provenance.environment())
+        artifacts = {**artifacts, "params.yaml": self._params, "environment.json": environment}
+        version = None
+        if registered_model is not None:
+            pointer = self.state.directory / "pointer.json"
+            artifacts["model/pointer.json"] = pointer
+            version = self._version(registered_model, tags, pointer)
+        self.tracker.end(Ending("FINISHED", time.time(), tags, version), artifacts)
+
+    @property
+    def _params(self) -> Path:
+        """params.yaml as the stage began with it."""
+        return self.state.directory / "params.yaml"
+
+    def _describe(self, inputs: RunInputs) -> Description:
+        shutil.copyfile(self.workspace.directory / "params.yaml", self._params)
+        fingerprint, started = self.state.fingerprint, time.time()
+        git = provenance.git_state(self.workspace.directory)
+        parent = json.loads(inputs.parent.read_text()) if inputs.parent and inputs.parent.exists() else {}
+        return Description(
+            mark=f"{fingerprint}-{int(started * 1000)}",  # the outbox sorts by the time in it
+            experiment=self.tracking.experiment,
+            run_name=run_name(self.stage, self.workspace),
+            started=started,
+            user=provenance.user(),
+            params=provenance.flatten(inputs.settings),
+            tags={
+                "stage": self.stage,
+                "fingerprint": fingerprint,
+                "mlflow.source.name": f"dvc repro {self.stage}",
+                **({"mlflow.source.git.commit": git["git.commit"]} if "git.commit" in git else {}),
+                **git,
+                **provenance.dvc_state(),
+                **{f"dvc.dep.{path}": self.state.inputs[path] or "" for path in self._data_inputs},
+            },
+            datasets=inputs.datasets,
+            parent_run_id=parent.get("mlflow_run_id"),
+            parent_mark=parent.get("mlflow_mark"),
+        )
+
+    @property
+    def _data_inputs(self) -> list[str]:
+        return [path for path in self.state.inputs if not is_code(path)]
+
+    def _output_tags(self) -> dict[str, str]:
+        """The digest of each output, and the commands that bring them back."""
+        declared = self.workspace.stage(self.stage)["outs"]
+        outputs = [path for path in declared if not path.startswith("reports/")]
+        log = next(path for path in declared if path.endswith("log.txt"))
+        data = [path for path in self._data_inputs if path != "data/raw"]
+        # the times in a log make its digest one that no other result has
+        restore = provenance.restore_command(self._digest(log), [*outputs, *data])
+        return {"restore": restore, **{f"dvc.out.{path}": self._digest(path) for path in outputs}}
+
+    def _digest(self, output: str) -> str:
+        return dvc_digest(self.workspace.directory / output) or ""
+
+    def _version(self, registered_model: str, tags: dict[str, str], file: Path) -> Version:
+        """A version for MLflow's registry: a pointer, written to `file`, to the model that DVC holds."""
+        model, checkpoint = f"models/{self.stage}", f"checkpoints/{self.stage}"
+        pointer = {
+            "path": model,
+            "md5": tags[f"dvc.out.{model}"],
+            "remote": provenance.dvc_remote(self.workspace.directory),
+            "checkpoint": checkpoint,
+            "checkpoint_md5": tags[f"dvc.out.{checkpoint}"],
+            "restore": tags["restore"],
+        }
+        write_json(file, pointer)
+        reports = self.workspace.directory / "reports" / self.stage
+        metrics: dict[str, Any] = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
+        rows = "".join(f"| {name} | {value} |\n" for name, value in metrics.items())
+        description = f"| | |\n|---|---|\n{rows}\n```\n{tags['restore']}\n```\n"
+        shown = {**pointer, **{f"metrics.{name}": str(value) for name, value in metrics.items()}}
+        return Version(registered_model, description, shown, "model")

@@ -1,0 +1,61 @@
+"""What MLflow gets to know of a run beside its journal: at its start, and at its end."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A text that a run trains on or is validated on."""
+
+    name: str
+    digest: str
+    context: str
+    """training or validation."""
+    path: str
+    profile: dict[str, Any]
+    """Counts: documents, bytes, tokens."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a run when it starts."""
+
+    mark: str
+    """Names the run before MLflow has given it an id, and where it never does."""
+    experiment: str
+    run_name: str
+    started: float
+    """Seconds since the epoch."""
+    user: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    datasets: list[Dataset] = field(default_factory=list)
+    parent_run_id: str | None = None
+    parent_mark: str | None = None
+    """For a parent that MLflow had no id for yet."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model version for MLflow's registry: it points at what DVC holds."""
+
+    model: str
+    """Name of the registered model."""
+    description: str
+    """Markdown."""
+    tags: dict[str, str]
+    source: str
+    """Artifact of the run that the version points at."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended."""
+
+    status: str
+    """FINISHED, FAILED or KILLED."""
+    ended: float
+    """Seconds since the epoch."""
+    tags: dict[str, str] = field(default_factory=dict)
+    version: Version | None = None

@@ -1,0 +1,38 @@
+"""What a person reads when a stage is done."""
+
+from typing import Any
+
+TOKENIZE = "tokenize: done; the token files are in data/tokens/, what they hold in reports/tokenize/corpus.txt\n"
+
+_INDENT = "\n" + 20 * " "
+
+
+def training(stage: str, metrics: dict[str, Any], speed: dict[str, Any], sample: str | None) -> str:
+    """The results of a training stage, and where to look next.
+
+    Args:
+        stage: pretrain or finetune.
+        metrics: its metrics.json.
+        speed: tokens_per_second and step_ms.
+        sample: a prompt with the text generated from it; None where there is none.
+    """
+    lines = [
+        f"\n{stage}: done at step {metrics['step']}",
+        f"  training loss     {metrics['first_train_loss']:.3f} -> {metrics['train_loss']:.3f}",
+        f"  validation        {metrics['validation_loss']:.3f} nats per token, "
+        f"{metrics['initial_bits_per_byte']:.3f} -> {metrics['bits_per_byte']:.3f} bits per byte",
+    ]
+    if "pretrain_bits_per_byte" in metrics:
+        before, after = metrics["initial_pretrain_bits_per_byte"], metrics["pretrain_bits_per_byte"]
+        lines.append(f"  on pretrain's     {before:.3f} -> {after:.3f} bits per byte of its held-out text")
+    lines.append(f"  speed             {speed['tokens_per_second']:,.0f} tokens/s, {speed['step_ms']:.1f} ms a step")
+    if sample is not None:
+        lines.append(f"  sample            {sample.replace(chr(10), _INDENT)}")
+    return "\n".join(
+        [
+            *lines,
+            f"  reports           reports/{stage}/ (loss.svg, samples.tsv, training_log.txt)",
+            f"  model             models/{stage}/ (for transformers' from_pretrained)",
+            "  compare runs      make ui\n",
+        ]
+    )
