@@ -192,9 +192,22 @@ def test_the_tokenizers_text_is_capped() -> None:
     assert len(list(training_texts(TextSource(DOCUMENTS), CORPUS, 3.5 * size / 1e6))) == 3
 
 
-def test_a_lone_document_on_the_held_out_side_still_teaches_the_tokenizer() -> None:
-    for key in DOCUMENTS:
-        assert list(training_texts(TextSource({key: "text"}), CORPUS, 1.0)) == ["text"]
+def test_the_tokenizer_learns_from_a_lone_document_up_to_its_held_out_end() -> None:
+    text = "".join(f"{n:03}\n" for n in range(1000))
+    for key in DOCUMENTS:  # on either side
+        assert "".join(training_texts(TextSource({key: text}), CORPUS, 1.0)) == text[: int(0.7 * len(text))]
+
+
+def test_the_tokenizer_learns_nothing_of_the_held_out_end_of_documents_that_are_all_on_one_side(
+    tmp_path: Path, small_tokenizer: Tokenizer
+) -> None:
+    texts = {key: f"the fox number {key} jumps é over " * 40 for key in ONE_SIDED[:3]}
+    source = TextSource(texts)
+    learned = "".join(training_texts(source, CORPUS, 1.0))
+    assert "".join(texts.values()).startswith(learned)
+    assert 0.699 < len(learned.encode()) / len("".join(texts.values()).encode()) <= 0.7
+    manifest = encode.write(tmp_path, source, small_tokenizer, END_OF_TEXT, CORPUS, Split(0.3))
+    assert manifest["train"]["bytes"] == pytest.approx(len(learned.encode()), rel=0.01)
 
 
 def test_a_special_token_in_a_document_is_plain_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:

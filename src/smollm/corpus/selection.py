@@ -1,8 +1,7 @@
 """Which documents of a corpus are kept, and on which side of the split each is."""
 
 import hashlib
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,18 +144,35 @@ def select(source: Source, corpus: CorpusConfig, split: Split, tally: Tally) -> 
 
 
 def training_texts(source: Source, corpus: CorpusConfig, max_megabytes: float) -> Iterator[str]:
-    """Texts of the training side, up to `max_megabytes`: what a tokenizer may learn from.
+    """Texts that are trained on, up to `max_megabytes`: what a tokenizer may learn from.
 
-    Where chance has put the few documents there are on the other side, they are the text.
+    Where chance has put all documents, being few, on one side, the end of the text is held out, as `encode.write` does,
+    and is left out here too.
     """
-    split = Split(corpus.validation_fraction)
-    trained_on = (one.document for one in select(source, corpus, split, Tally()) if one.side == TRAIN)
-    first = next(trained_on, None)
-    everything = (one.document for one in select(source, corpus, Split(0), Tally()))
-    documents = everything if first is None else itertools.chain([first], trained_on)
+    sizes = {TRAIN: 0, VALIDATION: 0}
+    for selected in select(source, corpus, Split(corpus.validation_fraction), Tally()):
+        sizes[selected.side] += selected.document.size
+        if all(sizes.values()):
+            break
+    is_cut = not all(sizes.values())
+    documents = select(source, corpus, Split(0 if is_cut else corpus.validation_fraction), Tally())
+    texts: Iterator[str] = (
+        part for selected in documents if selected.side == TRAIN for part in selected.document.parts()
+    )
+    if is_cut:
+        texts = _beginning(texts, int((1 - corpus.validation_fraction) * sum(sizes.values())))
     size = 0
-    for part in (part for document in documents for part in document.parts()):
-        if size and size + len(part.encode()) > max_megabytes * 1e6:
+    for text in texts:
+        if size and size + len(text.encode()) > max_megabytes * 1e6:
             return
-        size += len(part.encode())
-        yield part
+        size += len(text.encode())
+        yield text
+
+
+def _beginning(texts: Iterable[str], size: int) -> Iterator[str]:
+    """The first `size` bytes of all texts together."""
+    for text in texts:
+        content = text.encode()[:size]
+        size -= len(content)
+        if content:
+            yield content.decode(errors="ignore")  # part of a character may be cut off
