@@ -18,8 +18,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from smollm.config.file import Config, load
 from smollm.device import hardware
-from smollm.model.llama import LlamaForCausalLM
-from smollm.training.checkpoint import Checkpoint, CheckpointStore, TrainerState
+from smollm.model.llama import Execution, LlamaForCausalLM
+from smollm.training.checkpoint import Checkpoint, TrainerState
+from smollm.training.checkpoint_store import CheckpointStore
 from smollm.training.optim import Optimizer
 
 
@@ -28,9 +29,7 @@ class Steps:
 
     def __init__(self, config: Config, machine: hardware.Hardware, rows: int) -> None:
         self.machine, self.config = machine, config
-        self.model = LlamaForCausalLM(config.model).to(machine.device)
-        if machine.compile:
-            self.model.compile_parts()
+        self.model = LlamaForCausalLM(config.model, Execution(compiled=machine.compile)).to(machine.device)
         self.optimizer = Optimizer(self.model, config.pretrain.optimizer, machine.dtype)
         self.shape = (rows, config.pretrain.sequence_length + 1)
 

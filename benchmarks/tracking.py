@@ -29,21 +29,25 @@ from servers import free_port, mlflow_server, slow_way
 from smollm.config.file import Config, load
 from smollm.corpus import tokenizer
 from smollm.device import hardware
-from smollm.model.llama import LlamaForCausalLM
+from smollm.device.group import Group
+from smollm.model.llama import Execution, LlamaForCausalLM
 from smollm.state.files import write_json
 from smollm.state.journal import Journal
-from smollm.state.tokens import token_bytes
 from smollm.tracking import provenance
 from smollm.tracking.console import Progress
 from smollm.tracking.delivery import Delivery
 from smollm.tracking.run_record import Description, Ending
 from smollm.tracking.store import Store
 from smollm.tracking.tracker import Tracker
+from smollm.training.assembly import Assembly
 from smollm.training.batches import Batches, validation_windows
-from smollm.training.checkpoint import CheckpointStore
-from smollm.training.evaluate import Evaluator
+from smollm.training.checkpoint_store import CheckpointStore
+from smollm.training.data import TrainingData
 from smollm.training.optim import Optimizer
-from smollm.training.trainer import Plan, StopSignal, Trainer
+from smollm.training.records import Records
+from smollm.training.settings import Settings
+from smollm.training.stop import StopSignal
+from smollm.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 NONE = "no MLflow"
@@ -60,29 +64,20 @@ class Training:
         small = dataclasses.replace(config.tokenizer, vocab_size=300)
         self.tokenizer = tokenizer.obtain(small, texts, ROOT)
         self.tokens = np.random.default_rng(0).integers(0, 256, 1_000_000).astype(np.uint16)
-        self.model = LlamaForCausalLM(config.model).to(self.machine.device)
-        if self.machine.compile:
-            self.model.compile_parts()
-        self.optimizer = Optimizer(self.model, self.training.optimizer, self.machine.dtype)
+        model = LlamaForCausalLM(config.model, Execution(compiled=self.machine.compile)).to(self.machine.device)
+        optimizer = Optimizer(model, self.training.optimizer, self.machine.dtype)
+        rows = self.training.sequences_per_step
+        self.assembly = Assembly(model, optimizer, self.machine, Group.single(), rows)
 
     def run(self, directory: Path) -> float:
         """Train for all steps with a journal in `directory`; milliseconds a step."""
-        training, length = self.training, self.training.sequence_length
-        rows = training.sequences_per_step
-        windows = validation_windows(self.tokens, length, self.config.evaluation.validation_tokens, "pretrain")
-        plan = Plan("pretrain", "0" * 16, 1, 0, training, self.config.evaluation, 250)
+        config, training, length = self.config, self.training, self.training.sequence_length
+        batches = Batches(self.tokens, training.sequences_per_step, length, 1, "pretrain")
+        windows = validation_windows(self.tokens, length, config.evaluation.validation_tokens, "pretrain")
+        settings = Settings("pretrain", 1, config.model, training, config.evaluation, config.runtime)
         with closing(CheckpointStore(directory / "checkpoints", 2, "0" * 16)) as store:
-            trainer = Trainer(
-                plan,
-                self.model,
-                self.optimizer,
-                Batches(self.tokens, rows, length, 1, "pretrain"),
-                Evaluator(windows, token_bytes(self.tokenizer), rows, self.machine),
-                self.tokenizer,
-                self.machine,
-                Journal(directory / "journal.jsonl"),
-                store,
-            )
+            records = Records(Journal(directory / "journal.jsonl"), store, lambda *_: None)
+            trainer = Trainer(settings, TrainingData(self.tokenizer, 0, batches, windows), self.assembly, records)
             began = time.perf_counter()
             with StopSignal() as stop, closing(Progress("benchmark", training.steps, 0)) as progress:
                 trainer.run(stop, progress)

@@ -50,10 +50,12 @@ from smollm.model.llama import LlamaForCausalLM
 from smollm.model.throughput import flops_per_token, peak_tflops
 from smollm.state.journal import Journal
 from smollm.training.assembly import assemble
-from smollm.training.batches import Batches, validation_windows
-from smollm.training.checkpoint import CheckpointStore
-from smollm.training.evaluate import Evaluator
-from smollm.training.trainer import Plan, Trainer
+from smollm.training.batches import Batches
+from smollm.training.checkpoint_store import CheckpointStore
+from smollm.training.data import TrainingData
+from smollm.training.records import Records
+from smollm.training.settings import Settings
+from smollm.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
@@ -95,27 +97,20 @@ def our_step(
     Args:
         group: the processes that take it together; this one alone, if none is given.
     """
-    group = group or Group.single()
-    training = config.pretrain
+    training, evaluation = config.pretrain, dataclasses.replace(config.evaluation, prompts=("a",))
     rows, length = training.sequences_per_step, training.sequence_length
-    batches = Batches(tokens, rows, length, config.seed, "pretrain")
-    text_bytes = np.ones(config.model.vocab_size, np.int64)
-    tokenizer = Tokenizer(models.BPE(vocab={character: id for id, character in enumerate("abc")}, merges=[]))
-    evaluation = dataclasses.replace(config.evaluation, prompts=("a",))
-    torch.manual_seed(config.seed)
-    model, optimizer, micro_batch = assemble(config.model, training, config.runtime, batches, 0, machine, print, group)
-    trainer = Trainer(
-        Plan("pretrain", "benchmark", config.seed, 0, training, evaluation, 250),
-        model,
-        optimizer,
-        batches,
-        Evaluator(validation_windows(tokens, length, length, "pretrain"), text_bytes, micro_batch, machine, group),
-        tokenizer,
-        machine,
-        Journal(directory / "journal.jsonl"),
-        CheckpointStore(directory / "checkpoints", 1, "benchmark"),
-        group=group,
+    settings = Settings("pretrain", config.seed, config.model, training, evaluation, config.runtime)
+    data = TrainingData(
+        Tokenizer(models.BPE(vocab={character: id for id, character in enumerate("abc")}, merges=[])),
+        0,
+        Batches(tokens, rows, length, config.seed, "pretrain"),
+        np.zeros((1, length + 1), np.int64),
     )
+    torch.manual_seed(config.seed)
+    assembly = assemble(settings, data.batches, data.end_of_text_id, machine, group or Group.single(), print)
+    journal = Journal(directory / "journal.jsonl")
+    store = CheckpointStore(directory / "checkpoints", 1, "benchmark")
+    trainer = Trainer(settings, data, assembly, Records(journal, store, lambda *_: None))
 
     def step() -> tuple[float, float]:
         numbers = trainer.take_step(RATE)
@@ -147,10 +142,13 @@ def other_step(variant: str, config: Config, machine: hardware.Hardware) -> Call
     fused = None if variant == "plain loop" else True
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
     training = config.pretrain
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
+    shape = (training.sequences_per_step, training.sequence_length + 1)
 
     def step() -> None:
-        ids = chance.integers(0, config.model.vocab_size, (training.sequences_per_step, training.sequence_length + 1))
+        ids = generator.integers(
+            0, config.model.vocab_size, (training.sequences_per_step, training.sequence_length + 1)
+        )
         batch = torch.from_numpy(ids).to(machine.device)
         with machine.autocast():
             value = loss(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())

@@ -3,6 +3,7 @@
 from smollm.config.file import load
 from smollm.stage.run import main
 from smollm.state.workspace import Workspace
+from smollm.training.settings import Settings
 from smollm.training.stage import TrainingStage
 from stages import WORKSPACE
 
@@ -10,17 +11,15 @@ from stages import WORKSPACE
 def finetune() -> None:
     workspace = Workspace.find(WORKSPACE).with_params()
     config = load(WORKSPACE / "params.yaml")
-    TrainingStage(
-        name="finetune",
-        workspace=workspace,
+    settings = Settings(
+        stage="finetune",
         seed=config.seed,
         model=config.model,
         training=config.finetune,
         evaluation=config.evaluation,
         runtime=config.runtime,
-        tracking=config.tracking,
-        continues="pretrain",
-    ).run()
+    )
+    TrainingStage(settings, workspace, config.tracking, continues="pretrain").run()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from smollm.config.file import load
 from smollm.stage.run import main
 from smollm.state.workspace import Workspace
+from smollm.training.settings import Settings
 from smollm.training.stage import TrainingStage
 from stages import WORKSPACE
 
@@ -10,16 +11,15 @@ from stages import WORKSPACE
 def pretrain() -> None:
     workspace = Workspace.find(WORKSPACE).with_params()
     config = load(WORKSPACE / "params.yaml")
-    TrainingStage(
-        name="pretrain",
-        workspace=workspace,
+    settings = Settings(
+        stage="pretrain",
         seed=config.seed,
         model=config.model,
         training=config.pretrain,
         evaluation=config.evaluation,
         runtime=config.runtime,
-        tracking=config.tracking,
-    ).run()
+    )
+    TrainingStage(settings, workspace, config.tracking).run()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.device.hardware import Hardware
 from smollm.model import fused
-from smollm.model.llama import IGNORED, KeyValueCache, LlamaForCausalLM
+from smollm.model.llama import IGNORED, Execution, KeyValueCache, LlamaForCausalLM
 
 pytest.importorskip("triton")
 
@@ -20,6 +20,7 @@ from smollm.model import kernels, linear_cross_entropy
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 INTERPRETED = DEVICE.type == "cpu"
+FUSED = Execution(kernels=fused.FusedKernels())
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +122,7 @@ def test_loss_and_gradients_are_as_exact_as_those_of_the_plain_model(
 
     exact_loss, exact = loss_and_gradients(model, lambda: model.loss(ids, targets))
     plain_loss, plain = loss_and_gradients(model, loss)
-    fused.fuse(model)
+    model.execute_as(FUSED)
     ours_loss, ours = loss_and_gradients(model, loss)
     assert abs(ours_loss - exact_loss) < 0.01
     assert abs(plain_loss - exact_loss) < 0.01
@@ -132,7 +133,7 @@ def test_loss_and_gradients_are_as_exact_as_those_of_the_plain_model(
         assert distance(ours[name], exact[name]) < allowed * distance(plain[name], exact[name]) + 1e-3, name
     with torch.no_grad():
         assert loss().item() == ours_loss
-    model.forget_compilation()
+    model.execute_as(Execution())
     assert loss().item() == plain_loss
 
 
@@ -141,7 +142,7 @@ def test_logits_with_the_cache_equal_those_of_the_plain_model(wide_config: Model
     ids = torch.randint(320, (2, 9), generator=torch.Generator().manual_seed(1)).to(DEVICE)
     with torch.no_grad():
         expected = model(ids)
-        fused.fuse(model)
+        model.execute_as(FUSED)
         cache = KeyValueCache.empty(wide_config, 2, 12, DEVICE, torch.bfloat16)
         parts = [model(ids[:, :4], cache)]
         parts += [model(ids[:, position : position + 1], cache) for position in range(4, 9)]

@@ -11,7 +11,7 @@ from smollm.config.model import ModelConfig
 from smollm.device.hardware import Hardware
 from smollm.model import fused
 from smollm.model.generate import Sampler, sample
-from smollm.model.llama import LlamaForCausalLM
+from smollm.model.llama import Execution, LlamaForCausalLM
 
 PROMPTS = ("the cat", "the", "a 🐈 sat on the mat, and")
 
@@ -189,7 +189,7 @@ def test_replayed_positions_give_the_text_of_single_ones_and_follow_the_weights(
 ) -> None:
     model = random_model(wide_config).to("cuda")
     if fuses:
-        fused.fuse(model)
+        model.execute_as(Execution(kernels=fused.FusedKernels()))
     replayed = Sampler(model, tokenizer, ask(PROMPTS, top_k=50), gpu)
     single = Sampler(model, tokenizer, ask(PROMPTS, top_k=50), replace(gpu, compile=False))
     first = replayed(1)

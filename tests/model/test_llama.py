@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from smollm.config.file import load
 from smollm.config.model import ModelConfig
-from smollm.model.llama import IGNORED, KeyValueCache, LlamaForCausalLM
+from smollm.model.llama import IGNORED, Execution, KeyValueCache, LlamaForCausalLM
 from smollm.model.throughput import parameter_count
 
 FULL = Path(__file__).resolve().parents[2] / "presets" / "smollm-135m.yaml"
@@ -136,7 +136,7 @@ def test_masked_documents_are_as_if_each_were_alone(model_config: ModelConfig) -
     with torch.no_grad():
         plain = model(ids)
         alone = [[model(part[None]) for part in ids[row].split(sizes)] for row, sizes in enumerate(LENGTHS)]
-        model.document_end = end
+        model.execute_as(Execution(document_end=end))
         masked = model(ids)
         loss = model.loss(ids[:, :-1], ids[:, 1:])
     for row, parts in enumerate(alone):
@@ -151,11 +151,11 @@ def test_masked_documents_are_as_if_each_were_alone(model_config: ModelConfig) -
 def test_sampling_knows_no_documents(model_config: ModelConfig) -> None:
     model = random_model(model_config)
     ids = random_ids(model_config, 1, 8)
-    model.document_end = int(ids[0, 3])
+    model.execute_as(Execution(document_end=int(ids[0, 3])))
     caches = [KeyValueCache.empty(model_config, 1, 8, ids.device, torch.float32) for _ in range(2)]
     with torch.no_grad():
         seen = model(ids, caches[0])
-        model.document_end = None
+        model.execute_as(Execution())
         assert torch.equal(seen, model(ids, caches[1]))
 
 
@@ -229,16 +229,16 @@ def test_matrices_start_with_the_standard_deviation_asked_for_and_norms_at_one(
             assert abs(value.mean().item()) < 0.002, name
 
 
-def test_forgetting_the_compilation_leaves_the_uncompiled_model(model_config: ModelConfig) -> None:
+def test_a_compiled_model_that_is_executed_plainly_again_is_not_compiled(model_config: ModelConfig) -> None:
     model = random_model(model_config)
     ids, targets = random_ids(model_config, 4, 16).split(2)
     expected = model.loss(ids, targets)
-    model.compile_parts()
+    model.execute_as(Execution(compiled=True))
     torch.compiler.reset()  # nothing that another test compiled is found
     with torch.compiler.set_stance("fail_on_recompile"):
         with pytest.raises(RuntimeError):
             model.loss(ids, targets)
-        model.forget_compilation()
+        model.execute_as(Execution())
         assert torch.equal(model.loss(ids, targets), expected)
 
 
@@ -249,13 +249,13 @@ def test_the_compiled_model_has_the_same_loss_and_gradients(
     document_end: int | None, model_config: ModelConfig
 ) -> None:
     model = random_model(model_config)
-    model.document_end = document_end
+    model.execute_as(Execution(document_end=document_end))
     ids, targets = random_ids(model_config, 4, 16).split(2)
     expected = model.loss(ids, targets)
     expected.backward()
     gradients = {name: parameter.grad for name, parameter in model.weights().items()}
     model.zero_grad()
-    model.compile_parts()
+    model.execute_as(replace(model.execution, compiled=True))
     loss = model.loss(ids, targets)
     loss.backward()
     assert difference(loss, expected) <= 1e-4
@@ -271,7 +271,7 @@ def test_recomputed_activations_give_the_same_gradient(model_config: ModelConfig
     inputs, targets = torch.randint(320, (2, 2, 16))
     gradients = []
     for recomputes in (False, True):
-        model.model.recomputes = recomputes
+        model.execute_as(Execution(recompute_activations=recomputes))
         seen = 0
 
         def count(*_: object) -> None:

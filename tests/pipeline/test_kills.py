@@ -23,7 +23,7 @@ POINTS = [  # with the step that the killed process was resumed from
     ("pretrain smollm.training.trainer:Trainer.take_step before 1 group", 5),  # the first step after a resume
     ("pretrain smollm.training.checkpoint:save_file after 1 process", 5),  # the first of two files of step 10
     ("pretrain smollm.training.evaluate:bits_per_byte before 1 process", 5),  # validation at step 10
-    ("pretrain smollm.training.checkpoint:CheckpointStore._write after 1 process", 5),  # step 10 is saved
+    ("pretrain smollm.training.checkpoint_store:CheckpointStore._write after 1 process", 5),  # step 10 is saved
     ("pretrain smollm.model.generate:sample before 5 group", 10),  # the sample of step 14
     ("pretrain smollm.model.export:write_model after 1 process", 10),  # all steps are done
     ("pretrain the-end - 0 group", None),

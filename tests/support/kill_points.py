@@ -48,7 +48,7 @@ def arm(where: str, when: str, count: int, whom: str) -> None:
 
 
 def wait_for_checkpoints() -> None:
-    from smollm.training.checkpoint import CheckpointStore
+    from smollm.training.checkpoint_store import CheckpointStore
 
     real = CheckpointStore.save
 

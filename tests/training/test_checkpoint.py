@@ -19,20 +19,21 @@ from torch import Tensor
 
 from smollm.errors import CheckpointError
 from smollm.training import checkpoint as module
-from smollm.training.checkpoint import Checkpoint, CheckpointStore, TrainerState, load, save
+from smollm.training.checkpoint import Checkpoint, TrainerState, load, save
+from smollm.training.checkpoint_store import CheckpointStore
 
 FINGERPRINT = "0123456789abcdef"
 STATE, MODEL, OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
 
 
 def make(step: int) -> Checkpoint:
-    chance = torch.Generator().manual_seed(step)
+    generator = torch.Generator().manual_seed(step)
     weights = {
-        "model.embed_tokens.weight": torch.randn(7, 5, generator=chance),
+        "model.embed_tokens.weight": torch.randn(7, 5, generator=generator),
         "model.norm.weight": torch.tensor([0.1, -0.0, 1e-45, 3.4e38, float("inf")]),
     }
     moments = {
-        "model.norm.weight.exp_avg": torch.randn(5, generator=chance),
+        "model.norm.weight.exp_avg": torch.randn(5, generator=generator),
         "model.norm.weight.step": torch.tensor(float(step)),
     }
     return Checkpoint(TrainerState(step, "pretrain", FINGERPRINT, None, 0), weights, moments)

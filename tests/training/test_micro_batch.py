@@ -1,15 +1,15 @@
 """How a step is cut for the hardware, and that the cut changes nothing that is computed."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.trainers import TrainerFactory, run
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from smollm.config.evaluation import EvaluationConfig
 from smollm.config.fields import Auto
 from smollm.config.model import ModelConfig
 from smollm.config.training import OptimizerConfig, OptimizerKind, ScheduleConfig, TrainingConfig
@@ -17,16 +17,9 @@ from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.errors import TrainingError
 from smollm.model import fused
-from smollm.model.llama import Fused, LlamaForCausalLM
-from smollm.state.journal import Journal
-from smollm.state.tokens import token_bytes
-from smollm.tracking.console import Progress
+from smollm.model.llama import Execution, LlamaForCausalLM
 from smollm.training.batches import Batches
-from smollm.training.checkpoint import CheckpointStore
-from smollm.training.evaluate import Evaluator
-from smollm.training.micro_batch import candidates, rehearse, rehearse_sharded
-from smollm.training.optim import Optimizer
-from smollm.training.trainer import Plan, StopSignal, Trainer
+from smollm.training.micro_batch import MicroBatchSearch, candidates
 
 SEQUENCES, LENGTH = 8, 16
 
@@ -54,9 +47,18 @@ def make_batches(sequences: int = SEQUENCES) -> Batches:
     return Batches(tokens, sequences, LENGTH, seed=1, stage="pretrain")
 
 
-def make_model(config: ModelConfig) -> LlamaForCausalLM:
+def make_model(config: ModelConfig, execution: Execution | None = None) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config, execution)
+
+
+def search(
+    hardware: Hardware,
+    wanted: Auto | int = Auto.AUTO,
+    warn: Callable[[str], None] = pytest.fail,
+    group: Group | None = None,
+) -> MicroBatchSearch:
+    return MicroBatchSearch(make_batches(), wanted, hardware, warn, group or Group.single())
 
 
 def fail_above(
@@ -82,27 +84,27 @@ def fail_above(
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [(Auto.AUTO, 8), (8, 8), (2, 2)])
-def test_a_rehearsal_leaves_weights_and_gradients_untouched(
+def test_a_search_leaves_weights_and_gradients_untouched(
     model_config: ModelConfig, cpu: Hardware, monkeypatch: pytest.MonkeyPatch, wanted: Auto | int, expected: int
 ) -> None:
     model = make_model(model_config)
     tried = fail_above(model, monkeypatch, most=8)
     before = {name: value.detach().clone() for name, value in model.weights().items()}
-    chance = torch.get_rng_state()
-    assert rehearse(model, make_batches(), wanted, cpu, pytest.fail) == expected
+    state = torch.get_rng_state()
+    assert search(cpu, wanted).run(model) == expected
     assert tried == [expected]
     for name, value in model.weights().items():
         assert torch.equal(value, before[name])
         assert value.grad is None
-    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_rehearsal_out_of_memory_goes_on_with_the_next_smaller_size(
+def test_a_search_out_of_memory_goes_on_with_the_next_smaller_size(
     model_config: ModelConfig, cpu: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(model_config)
     tried = fail_above(model, monkeypatch, most=2)
-    assert rehearse(model, make_batches(), Auto.AUTO, cpu, pytest.fail) == 2
+    assert search(cpu).run(model) == 2
     assert tried == [8, 4, 2]
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -114,7 +116,7 @@ def test_a_size_that_does_not_fit_names_the_setting_to_lower(
     model = make_model(model_config)
     fail_above(model, monkeypatch, most=0)
     with pytest.raises(TrainingError) as caught:
-        rehearse(model, make_batches(), wanted, cpu, pytest.fail)
+        search(cpu, wanted).run(model)
     assert str(caught.value) == (
         f"params.yaml: runtime.micro_batch_size must fit the memory of this CPU, got {last} sequences of 16 tokens; "
         f"lower {'it, or ' if last > 1 else ''}the stage's sequence_length, set runtime.activation_checkpointing, "
@@ -132,12 +134,12 @@ def assert_not_compiled(model: LlamaForCausalLM) -> None:
 def test_a_failed_compilation_falls_back_to_the_uncompiled_model(
     model_config: ModelConfig, cpu: Hardware, monkeypatch: pytest.MonkeyPatch, most: int, tries: list[int]
 ) -> None:
-    model = make_model(model_config)
+    model = make_model(model_config, Execution(compiled=True))
     error = torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no compiler\nand more"), None)
     tried = fail_above(model, monkeypatch, most, error)
     warnings: list[str] = []
     # uncompiled it may need more memory than it was tried with
-    assert rehearse(model, make_batches(), Auto.AUTO, replace(cpu, compile=True), warnings.append) == most
+    assert search(cpu, warn=warnings.append).run(model) == most
     assert tried == tries
     (warning,) = warnings
     assert warning.startswith("torch.compile failed (")
@@ -146,11 +148,11 @@ def test_a_failed_compilation_falls_back_to_the_uncompiled_model(
 
 
 def test_a_broken_compiler_is_survived(model_config: ModelConfig, cpu: Hardware) -> None:
-    model = make_model(model_config)
+    model = make_model(model_config, Execution(compiled=True))
     warnings: list[str] = []
     broken = {"cpp.cxx": ("/bin/false",), "force_disable_caches": True}
     with torch._inductor.config.patch(broken):
-        assert rehearse(model, make_batches(), 4, replace(cpu, compile=True), warnings.append) == 4
+        assert search(cpu, 4, warnings.append).run(model) == 4
     assert len(warnings) == 1
     assert_not_compiled(model)
 
@@ -158,18 +160,17 @@ def test_a_broken_compiler_is_survived(model_config: ModelConfig, cpu: Hardware)
 def test_kernels_that_fail_give_way_to_the_compiled_model(
     model_config: ModelConfig, cpu: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Tensor) -> Tensor:
-        raise RuntimeError("no such kernel")
+    class Failing(fused.FusedKernels):
+        def loss(self, *_: object) -> Tensor:
+            raise RuntimeError("no such kernel")
 
-    model = make_model(model_config)
-    monkeypatch.setattr(fused, "fits", lambda *_: True)
-    monkeypatch.setattr(fused, "fuse", lambda model: setattr(model, "fused", Fused(refuse, refuse)))
-    compiled: list[bool] = []
-    monkeypatch.setattr(model, "compile_parts", lambda: compiled.append(True))
+    model = make_model(model_config, Execution(kernels=Failing()))
+    # compiling for real would take half a minute
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
     warnings: list[str] = []
-    assert rehearse(model, make_batches(), 4, cpu, warnings.append) == 4
-    assert compiled == [True]
-    assert model.fused is None
+    assert search(cpu, 4, warnings.append).run(model) == 4
+    assert model.execution == Execution(compiled=True)
     assert warnings == ["the GPU's kernels failed (RuntimeError: no such kernel); going on with torch.compile"]
 
 
@@ -191,26 +192,9 @@ def train_one_step(
         sample_every_steps=1,
         validate_every_steps=1,
     )
-    model = make_model(config)
-    directory.mkdir()
-    journal = Journal(directory / "journal.jsonl")
-    batches = make_batches(32)
-    held_out = np.concatenate(batches(50), axis=1)[:, : LENGTH + 1]
-    trainer = Trainer(
-        Plan("pretrain", "f" * 16, 1, 0, training, EvaluationConfig(100, ("the",), 4, 1.0, 5), 1),
-        model,
-        Optimizer(model, training.optimizer),
-        batches,
-        Evaluator(held_out, token_bytes(tokenizer), micro_batch, cpu),
-        tokenizer,
-        cpu,
-        journal,
-        CheckpointStore(directory / "checkpoints", 1, "f" * 16),
-    )
-    with StopSignal() as stop:
-        trainer.run(stop, Progress("test", 1))
-    (step,) = (record for record in journal.records() if record.kind == "step")
-    return {name: value.detach() for name, value in model.weights().items()}, step.values
+    trainer = run(TrainerFactory(config, tokenizer, cpu)(directory, training, micro_batch=micro_batch))
+    (step,) = (record for record in trainer.journal.records() if record.kind == "step")
+    return {name: value.detach() for name, value in trainer.model.weights().items()}, step.values
 
 
 @pytest.mark.parametrize("kind", list(OptimizerKind))
@@ -220,7 +204,8 @@ def test_a_step_is_the_same_however_it_is_cut(
     results = {
         size: train_one_step(tmp_path / str(size), model_config, kind, tokenizer, cpu, size) for size in (32, 16, 8)
     }
-    start = make_model(model_config).weights()
+    torch.manual_seed(1)
+    start = LlamaForCausalLM(model_config).weights()
     weights, numbers = results[32]
     for size in (16, 8):
         for name, value in results[size][0].items():
@@ -238,11 +223,11 @@ def test_a_step_does_depend_on_each_of_its_sequences(model_config: ModelConfig) 
         assert abs(model.loss(inputs[first : first + 2], targets[first : first + 2]).item() - whole) > 1e-3
 
 
-def test_a_model_that_is_divided_is_tried_with_one_block(
+def test_a_model_that_is_sharded_is_tried_with_one_block(
     model_config: ModelConfig, cpu: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(model_config)
     fail_above(model, monkeypatch, most=0)
-    chance = torch.get_rng_state()
-    assert rehearse_sharded(model, make_batches(), Auto.AUTO, cpu, pytest.fail, Group(0, 2)) == 4
-    assert torch.equal(torch.get_rng_state(), chance)
+    state = torch.get_rng_state()
+    assert search(cpu, group=Group(0, 2)).run_sharded(model) == 4
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,5 +1,7 @@
 """A step by itself: gradient and update, and that replaying them from CUDA graphs changes nothing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,9 +11,11 @@ from torch import Tensor
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.config.training import OptimizerConfig, OptimizerKind
+from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.model import fused
-from smollm.model.llama import LlamaForCausalLM
+from smollm.model.llama import Execution, LlamaForCausalLM
+from smollm.training.assembly import Assembly
 from smollm.training.optim import Optimizer
 from smollm.training.step import Step
 
@@ -20,22 +24,31 @@ CONFIG = OptimizerConfig(OptimizerKind.MUON, 0.01, 0.01, 0.1, (0.9, 0.95), 1e-8,
 
 def build(config: ModelConfig, hardware: Hardware, kind: OptimizerKind, micro_batch: int = 2) -> Step:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(hardware.device)
-    if fused.fits(config, hardware):
-        fused.fuse(model)
+    kernels = fused.FusedKernels() if fused.fits(config, hardware) else None
+    model = LlamaForCausalLM(config, Execution(kernels=kernels)).to(hardware.device)
     optimizer = Optimizer(model, replace(CONFIG, kind=kind), hardware.dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision is Precision.FP16)
-    return Step(model, optimizer, scaler, hardware, micro_batch, 1.0)
+    return Step(Assembly(model, optimizer, hardware, Group.single(), micro_batch), scaler, 1.0)
 
 
 def train(step: Step, steps: int = 6) -> list[list[float]]:
     """Loss and norm of each of a few steps, with another batch and another learning rate each time."""
     numbers = []
-    for one in range(1, steps + 1):
-        batch = torch.randint(320, (2, 4, 16), generator=torch.Generator().manual_seed(one))
+    for number in range(1, steps + 1):
+        batch = torch.randint(320, (2, 4, 16), generator=torch.Generator().manual_seed(number))
         numbers.append(step.gradient(batch.pin_memory() if torch.cuda.is_available() else batch).tolist())
-        step.update(0.01 / one)
+        step.update(0.01 / number)
     return numbers
+
+
+@contextmanager
+def counted_replays() -> Iterator[list[torch.cuda.CUDAGraph]]:
+    """Collects the CUDA graphs that are replayed."""
+    replayed: list[torch.cuda.CUDAGraph] = []
+    replay = torch.cuda.CUDAGraph.replay
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replayed.append(graph), replay(graph)))
+        yield replayed
 
 
 def weights(step: Step) -> dict[str, Tensor]:
@@ -81,12 +94,15 @@ def test_replayed_steps_are_those_taken_one_by_one(
     wide_config: ModelConfig, gpu: Hardware, kind: OptimizerKind, micro_batch: int
 ) -> None:
     replayed = build(wide_config, gpu, kind, micro_batch)
-    single = build(wide_config, gpu, kind, micro_batch)
-    single._captures = False
-    for one, other in zip(train(replayed), train(single), strict=True):
-        assert one == pytest.approx(other, rel=2e-3)
-    assert replayed._graphs is not None
-    assert single._graphs is None
+    single = build(wide_config, replace(gpu, compile=False), kind, micro_batch)
+    single.model.execute_as(replayed.model.execution)
+    with counted_replays() as graphs:
+        numbers = train(replayed)
+    assert len(graphs) == 2 * 5  # gradient and update of all steps but the first
+    with counted_replays() as graphs:
+        for taken, expected in zip(numbers, train(single), strict=True):
+            assert taken == pytest.approx(expected, rel=2e-3)
+    assert not graphs
     for name, value in weights(replayed).items():
         assert (value - weights(single)[name]).norm() <= 5e-3 * value.norm(), name
     moments = replayed.optimizer.state()
@@ -102,6 +118,7 @@ def test_other_precisions_follow_bf16(
     half = train(build(wide_config, gpu, kind))
     other = build(wide_config, replace(gpu, precision=precision), kind)
     other.scaler.load_state_dict({**other.scaler.state_dict(), "scale": 2.0**10} if other.scaler.is_enabled() else {})
-    for one, expected in zip(train(other), half, strict=True):
-        assert one[0] == pytest.approx(expected[0], rel=0.02)
-    assert other._graphs is None
+    with counted_replays() as graphs:
+        for numbers, expected in zip(train(other), half, strict=True):
+            assert numbers[0] == pytest.approx(expected[0], rel=0.02)
+    assert not graphs

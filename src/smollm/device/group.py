@@ -140,36 +140,8 @@ class Group:
         each = -(-items // self.size)
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def rows_to_matrices(self, mine: Tensor, rows: int) -> Tensor:
-        """Some whole matrices for each process.
-
-        Args:
-            mine: (N, own rows, columns): of each of N matrices, what this process has, as torch.chunk cuts them.
-            rows: of a whole matrix.
-
-        Returns:
-            (n, rows, columns): this process's N / size of them, rounded up; those beyond N are zeros.
-        """
-        each, most = -(-len(mine) // self.size), -(-rows // self.size)
-        given = mine.new_zeros(self.size * each, most, mine.shape[2])
-        given[: len(mine), : mine.shape[1]] = mine
-        found = torch.empty_like(given)
-        distributed.all_to_all_single(found, given)
-        return found.view(self.size, each, most, -1).transpose(0, 1).flatten(1, 2)[:, :rows]
-
-    def matrices_to_rows(self, owned: Tensor, items: int, local_rows: int) -> Tensor:
-        """The way back: of each of `items` matrices the rows that this process has, (items, local_rows, columns)."""
-        each, rows, columns = owned.shape
-        most = -(-rows // self.size)
-        padded = owned.new_zeros(each, self.size * most, columns)
-        padded[:, :rows] = owned
-        given = padded.view(each, self.size, most, columns).transpose(0, 1).contiguous()
-        found = torch.empty_like(given)
-        distributed.all_to_all_single(found, given)
-        return found.flatten(0, 1)[:items, :local_rows]
-
     def all_gather_rows(self, mine: Tensor, items: int) -> Tensor:
-        """All of `items` rows, of which each process has its share of `share_of`, in every process."""
+        """All of `items` rows on every rank, of which each passes its `local_slice`."""
         if self.size == 1:
             return mine
         each = -(-items // self.size)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.device.hardware import Hardware
-from smollm.model.llama import IGNORED, Fused, KeyValueCache, LlamaForCausalLM
+from smollm.model.llama import IGNORED, KeyValueCache, LlamaForCausalLM
 
 _GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -43,22 +43,23 @@ def fits(config: ModelConfig, hardware: Hardware) -> bool:
     )
 
 
-def fuse(model: LlamaForCausalLM) -> None:
-    """Let `model` compute its loss, and its logits with a cache, by the kernels."""
-    from smollm.model.linear_cross_entropy import LinearCrossEntropy
+class FusedKernels:
+    """Computes a model's loss, and its logits with a cache, by the kernels."""
 
-    def loss(ids: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, model: LlamaForCausalLM, ids: Tensor, targets: Tensor) -> Tensor:
+        """As `LlamaForCausalLM.loss`."""
+        from smollm.model.linear_cross_entropy import LinearCrossEntropy
+
         with torch.autocast(ids.device.type, enabled=False):
             x = hidden_states(model, ids)
             mean: Tensor = LinearCrossEntropy.apply(x, model.lm_head.weight, targets.flatten(), IGNORED)
             return mean
 
-    def logits(ids: Tensor, cache: KeyValueCache) -> Tensor:
+    def logits(self, model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache) -> Tensor:
+        """As `LlamaForCausalLM.forward` with a cache."""
         with torch.autocast(ids.device.type, enabled=False):
             x = hidden_states(model, ids, cache)
             return functional.linear(x, model.lm_head.weight.to(x.dtype)).view(*ids.shape, -1)
-
-    model.fused, model.is_compiled = Fused(loss, logits), True
 
 
 def hidden_states(model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:

@@ -45,16 +45,16 @@ class Sampler:
         self._start, self._given, self._ids = start.to(device), given.to(device), start.to(device, copy=True)
         self._known = vocabulary_size(tokenizer)
         self._cache = KeyValueCache.empty(model.config, len(prompts), length, device, hardware.dtype)
-        self._chance = torch.Generator(device)
+        self._generator = torch.Generator(device)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()
     def __call__(self, seed: int) -> list[str]:
         """A text for each prompt; the same seed gives the same texts."""
-        if self._graph is None and self.hardware.captures and not self.model.is_sharded:
+        if self._graph is None and self.hardware.captures and not self.model.execution.sharded:
             self._graph = self._capture()
         self._rewind()
-        self._chance.manual_seed(seed)
+        self._generator.manual_seed(seed)
         with self.hardware.autocast():
             for _ in range(self._ids.shape[1] - 1):
                 self._advance() if self._graph is None else self._graph.replay()
@@ -72,7 +72,7 @@ class Sampler:
         here = self._cache.length.view(1)
         with self.model.uncompiled():  # one position is not worth compiling for
             logits = self.model(self._ids.index_select(1, here), self._cache)[:, -1, : self._known].float()  # (B, V)
-        sampled = sample(logits, self.evaluation.temperature, self.evaluation.top_k, self._chance)
+        sampled = sample(logits, self.evaluation.temperature, self.evaluation.top_k, self._generator)
         # `here` has moved on
         following = torch.where(self._given.index_select(1, here), self._ids.index_select(1, here), sampled)
         self._ids.index_copy_(1, here, following)
@@ -83,25 +83,25 @@ class Sampler:
         with self.hardware.autocast():
             self._advance()  # loads what must not be loaded while it is captured
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._chance)
+        graph.register_generator_state(self._generator)
         # weights that autocast cached before would stay as they are now: it begins within
         with torch.cuda.graph(graph, capture_error_mode="thread_local"), self.hardware.autocast():
             self._advance()
         return graph
 
 
-def sample(logits: Tensor, temperature: float, top_k: int, chance: torch.Generator) -> Tensor:
+def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
     """Draw one id a row, (B, 1), from the `top_k` likeliest of `logits` (B, V)."""
     best, ids = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
     probabilities = torch.softmax(best / temperature, dim=-1)
     # as torch.multinomial draws, but numbers that are not finite are no error here: the loss finds them
-    waits = torch.empty_like(probabilities).exponential_(generator=chance)
+    waits = torch.empty_like(probabilities).exponential_(generator=generator)
     return ids.gather(-1, (probabilities / waits).argmax(dim=-1, keepdim=True))
 
 
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
     """Decode up to the first special token, which ends the text."""
     special = special_ids(tokenizer)
-    end = next((index for index, one in enumerate(ids) if one in special), len(ids))
+    end = next((index for index, id in enumerate(ids) if id in special), len(ids))
     text: str = tokenizer.decode(ids[:end])
     return text

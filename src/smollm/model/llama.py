@@ -7,9 +7,9 @@ Legend: B batch, T time, H hidden, N query heads, K key-value heads, D head size
 V vocabulary.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -176,17 +176,21 @@ class LlamaModel(nn.Module):
         cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.recomputes = False
-        """Whether a block's activations are computed again for the gradient, not kept (arXiv:1604.06174)."""
 
-    def forward(self, ids: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KeyValueCache | None = None,
+        mask: Tensor | None = None,
+        recompute_activations: bool = False,
+    ) -> Tensor:
         """Hidden states (B, T, H) of `ids` (B, T), each of which looks at those before it, or as `mask` says."""
         time = ids.shape[1]
         x = self.embed_tokens(ids)  # (B, T, H)
         if cache is None:
             cos, sin = self.cos[:time], self.sin[:time]
             for layer in self.layers:
-                if self.recomputes:
+                if recompute_activations:
                     x = checkpoint(layer, x, cos, sin, None, mask, use_reentrant=False)
                 else:
                     x = layer(x, cos, sin, None, mask)
@@ -199,12 +203,28 @@ class LlamaModel(nn.Module):
         return x
 
 
-@dataclass(frozen=True)
-class Fused:
-    """Another way to compute the same, faster on some hardware."""
+class Kernels(Protocol):
+    """A faster implementation of a model's loss and of its logits with a cache."""
 
-    loss: Callable[[Tensor, Tensor], Tensor]
-    logits: Callable[[Tensor, KeyValueCache], Tensor]
+    def loss(self, model: "LlamaForCausalLM", ids: Tensor, targets: Tensor) -> Tensor: ...
+
+    def logits(self, model: "LlamaForCausalLM", ids: Tensor, cache: KeyValueCache) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a model is computed. All but `document_end` leave the result as it is, up to rounding."""
+
+    document_end: int | None = None
+    """The id that ends a document; where set, tokens attend to their own document alone (not while sampling)."""
+    recompute_activations: bool = False
+    """Whether a block's activations are computed again for the gradient, not kept (arXiv:1604.06174)."""
+    compiled: bool = False
+    """Whether blocks, and the head with its loss, are compiled by torch.compile."""
+    kernels: Kernels | None = None
+    """What computes in place of the modules, where it is set."""
+    sharded: bool = False
+    """Whether each process of a group holds some rows of each weight."""
 
 
 class LlamaForCausalLM(nn.Module):
@@ -214,7 +234,7 @@ class LlamaForCausalLM(nn.Module):
     norms start at one.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, execution: Execution | None = None) -> None:
         super().__init__()
         self.config = config
         self.model = LlamaModel(config)
@@ -224,13 +244,22 @@ class LlamaForCausalLM(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=config.initializer_range)
-        self.document_end: int | None = None
-        """The id that ends a document; where set, tokens attend to their own document alone (not while sampling)."""
+        self.execute_as(execution or Execution())
+
+    def execute_as(self, execution: Execution) -> None:
+        """Compute as `execution` says from now on.
+
+        Compiled by parts, one block that all layers share and the head with its loss, the first step comes after
+        seconds rather than a minute, whatever the number of layers.
+        """
+        self.execution = execution
         self._head = self._head_loss
-        self.is_compiled = False
-        self.is_sharded = False
-        """Whether each process of a group has some rows of the weights."""
-        self.fused: Fused | None = None
+        if execution.compiled:
+            self._head = torch.compile(self._head_loss, fullgraph=True, dynamic=False)
+        for layer in self.model.layers:
+            layer._compiled_call_impl = None
+            if execution.compiled:
+                layer.compile(fullgraph=True, dynamic=False)
 
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token that follows each of `ids` (B, T).
@@ -239,19 +268,21 @@ class LlamaForCausalLM(nn.Module):
         an empty cache, one at a time afterwards.
         """
         assert cache is None or ids.shape[1] == 1 or cache.length == 0, "one position at a time"
-        if self.fused and cache is not None:
-            return self.fused.logits(ids, cache)
+        if self.execution.kernels and cache is not None:
+            return self.execution.kernels.logits(self, ids, cache)
         logits: Tensor = self._logits(self.model(ids, cache, self._mask(ids) if cache is None else None))
         return logits
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, in nats, of `targets` (B, T) after `ids` (B, T): a float32 scalar."""
-        if self.fused:
-            return self.fused.loss(ids, targets)
-        return self._head(self.model(ids, mask=self._mask(ids)), targets)
+        if self.execution.kernels:
+            return self.execution.kernels.loss(self, ids, targets)
+        hidden = self.model(ids, None, self._mask(ids), self.execution.recompute_activations)
+        return self._head(hidden, targets)
 
     def _mask(self, ids: Tensor) -> Tensor | None:
-        return None if self.document_end is None else document_mask(ids, self.document_end)
+        end = self.execution.document_end
+        return None if end is None else document_mask(ids, end)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(self.model.norm(hidden))
@@ -260,28 +291,9 @@ class LlamaForCausalLM(nn.Module):
         logits = self._logits(hidden).float().flatten(0, 1)  # (B*T, V)
         return functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
 
-    def compile_parts(self) -> None:
-        """Compile one block, used by all layers, and the head with its loss.
-
-        Compiled by parts the first step comes after seconds rather than a minute, whatever the
-        number of layers.
-        """
-        for layer in self.model.layers:
-            layer.compile(fullgraph=True, dynamic=False)
-        self._head = torch.compile(self._head_loss, fullgraph=True, dynamic=False)
-        self.is_compiled = True
-
     def uncompiled(self) -> AbstractContextManager[object]:
-        """Compute without what was compiled, for shapes that come seldom."""
-        is_plain = self.fused or not self.is_compiled
-        return nullcontext() if is_plain else torch.compiler.set_stance("force_eager")
-
-    def forget_compilation(self) -> None:
-        """Go back to the uncompiled model."""
-        for layer in self.model.layers:
-            layer._compiled_call_impl = None
-        self._head = self._head_loss
-        self.is_compiled, self.fused = False, None
+        """Run what is compiled without its compiled code, for shapes that come seldom."""
+        return torch.compiler.set_stance("force_eager") if self.execution.compiled else nullcontext()
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters by Hugging Face name, the tied output projection left out."""

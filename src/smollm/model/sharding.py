@@ -1,20 +1,25 @@
-"""Weights, gradients and moments divided among the processes of a group: torch's FSDP2 (arXiv:2304.11277).
+"""Weights, gradients and moments sharded over the processes of a group: torch's FSDP2 (arXiv:2304.11277).
 
-A tensor that is divided is a DTensor, of which each process has some rows. They are gathered a block at a time, for as
-long as the block computes; gradients are averaged on their way back to the rows.
+A sharded tensor is a DTensor, of which each process holds some rows. They are gathered a block at a time, for as long
+as the block computes; gradients are averaged on their way back to the rows. Nothing outside this module needs to know
+which tensors are sharded: each function here takes both kinds, and every process of the group calls it.
+
+Legend: N matrices, n of them on this rank, rows and columns of a whole matrix.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, cuda, distributed
+from torch.nn.utils import get_total_norm
 
 from smollm.device.group import Group
 from smollm.model.llama import LlamaForCausalLM
 
 
 def shard(model: LlamaForCausalLM, group: Group, device: torch.device) -> None:
-    """Leave each process of `group` its rows, on `device`, of the weights of `model`, which is the same in all."""
+    """Leave each process of `group` its rows, on `device`, of the weights of `model`, which are the same in all."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -23,29 +28,129 @@ def shard(model: LlamaForCausalLM, group: Group, device: torch.device) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(model, "loss")
-    model.is_sharded = True
+    assert model.execution.sharded, "what executes the model takes it for sharded"
+
+
+def average_gradients(model: LlamaForCausalLM, now: bool) -> None:
+    """Whether the next backward pass of a sharded model averages gradients, or leaves them with their processes."""
+    cast(Any, model).set_requires_gradient_sync(now)
+
+
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process updates of each tensor: its rows of a sharded one, else all of it. Shares its memory."""
+    return [cast(Any, tensor).to_local() if is_sharded(tensor) else tensor for tensor in tensors]
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The 2-norm of all numbers of all tensors together, a scalar."""
+    return _gather(get_total_norm(list(tensors)))
+
+
+def gradient_norm(model: LlamaForCausalLM) -> Tensor:
+    """The 2-norm of the whole gradient, a scalar."""
+    return total_norm(p.grad for p in model.parameters() if p.grad is not None)
+
+
+def load_weights(model: LlamaForCausalLM, weights: dict[str, Tensor]) -> None:
+    """Overwrite the weights of `model` by `weights`, by name, which every process holds in full."""
+    with torch.no_grad():
+        for name, parameter in model.weights().items():
+            parameter.copy_(place(weights[name], parameter))
+
+
+def place(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of `value`, which every process holds in full, on the device of `parameter` and sharded as it is."""
+    value = value.to(parameter.device, copy=True)
+    if not is_sharded(parameter) or value.ndim == 0:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded = cast(Any, parameter)
+    return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+
+def copy_to_host(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole copies in host memory; from a GPU all at once, into pinned memory that torch keeps for the next time.
+
+    Args:
+        tensors: by name.
+        keep: whether this process wants them; else it takes part in the gathering, and gets none.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        value = _gather(tensor.detach())
+        if keep:
+            copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            copies[name] = copy.copy_(value, non_blocking=value.is_cuda)
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        cuda.synchronize()
+    return copies
+
+
+def map_matrices(
+    function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], parameter: Tensor, group: Group
+) -> Tensor:
+    """Apply `function` to matrices of one shape, each rank to its share of them.
+
+    Args:
+        function: maps whole matrices (n, rows, columns), each by itself, to as many of that shape.
+        parts: what this process holds of each matrix, (rows or some of them, columns).
+        parameter: one that is sharded as the matrices are.
+        group: the processes, all of which call this.
+
+    Returns:
+        What this process holds of each result, stacked: (N, rows or some of them, columns).
+    """
+    if is_sharded(parameter):
+        whole = gather_matrices(torch.stack(tuple(parts)), len(parameter), group)
+        return scatter_rows(function(whole), len(parts), len(parts[0]), group)
+    mine = parts[group.local_slice(len(parts))]
+    # a process without a share still takes part in the exchange
+    done = function(torch.stack(tuple(mine or parts[:1])))
+    return group.all_gather_rows(done[: len(mine)], len(parts))
+
+
+def gather_matrices(parts: Tensor, rows: int, group: Group) -> Tensor:
+    """Exchange some rows of all matrices for all rows of some matrices.
+
+    Args:
+        parts: (N, own rows, columns): this process's rows of each matrix, as torch.chunk cuts them.
+        rows: of a whole matrix.
+
+    Returns:
+        (n, rows, columns), n being N / size rounded up; where N ends before, the last ones are zeros.
+    """
+    each, most = -(-len(parts) // group.size), -(-rows // group.size)
+    sent = parts.new_zeros(group.size * each, most, parts.shape[2])
+    sent[: len(parts), : parts.shape[1]] = parts
+    received = torch.empty_like(sent)
+    distributed.all_to_all_single(received, sent)
+    return received.view(group.size, each, most, -1).transpose(0, 1).flatten(1, 2)[:, :rows]
+
+
+def scatter_rows(matrices: Tensor, count: int, local_rows: int, group: Group) -> Tensor:
+    """Undo `gather_matrices`: of each of `count` matrices the rows that this process holds.
+
+    Args:
+        matrices: (n, rows, columns), this process's share of them.
+
+    Returns:
+        (count, local_rows, columns).
+    """
+    each, rows, columns = matrices.shape
+    most = -(-rows // group.size)
+    padded = matrices.new_zeros(each, group.size * most, columns)
+    padded[:, :rows] = matrices
+    sent = padded.view(each, group.size, most, columns).transpose(0, 1).contiguous()
+    received = torch.empty_like(sent)
+    distributed.all_to_all_single(received, sent)
+    return received.flatten(0, 1)[:count, :local_rows]
 
 
 def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def local_rows(tensor: Tensor) -> Tensor:
-    """The rows of it that this process has: all, if it is not divided. Shares its memory."""
-    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """All rows of it; every process asks at once."""
+def _gather(tensor: Tensor) -> Tensor:
+    """All rows of it."""
     return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
-
-
-def shard_like(value: Tensor, pattern: Tensor) -> Tensor:
-    """The whole `value`, which every process has, on the device of `pattern` and divided as that is."""
-    value = value.to(pattern.device, copy=True)
-    if not is_sharded(pattern) or value.ndim == 0:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    divided = cast(Any, pattern)
-    return distribute_tensor(value, divided.device_mesh, divided.placements, src_data_rank=None)

@@ -1,57 +1,73 @@
-"""A model and its optimizer, on the hardware and as the runtime says, with the micro-batch that fits."""
+"""A model and its optimizer on the hardware, with the micro-batch that fits: all that a step needs."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from smollm.config.fields import Auto
-from smollm.config.file import near_divisors
-from smollm.config.model import ModelConfig
-from smollm.config.runtime import RuntimeConfig
-from smollm.config.training import TrainingConfig
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware
-from smollm.errors import TrainingError
-from smollm.model.llama import LlamaForCausalLM
+from smollm.model import fused
+from smollm.model.llama import Execution, LlamaForCausalLM
 from smollm.model.sharding import shard
 from smollm.training.batches import Batches
-from smollm.training.micro_batch import rehearse, rehearse_sharded
+from smollm.training.micro_batch import MicroBatchSearch
 from smollm.training.optim import Optimizer
+from smollm.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What takes steps."""
+
+    model: LlamaForCausalLM
+    optimizer: Optimizer
+    hardware: Hardware
+    group: Group
+    """The processes that train together, each of which has an assembly."""
+    micro_batch: int
+    """Sequences computed at once; divides those of a step that each process computes."""
 
 
 def assemble(
-    model: ModelConfig,
-    training: TrainingConfig,
-    runtime: RuntimeConfig,
+    settings: Settings,
     batches: Batches,
     document_end: int,
     hardware: Hardware,
-    warn: Callable[[str], None],
     group: Group,
-) -> tuple[LlamaForCausalLM, Optimizer, int]:
-    """The model at its first weights, its optimizer, and how many sequences are computed at once.
+    warn: Callable[[str], None],
+) -> Assembly:
+    """Build the model with its initial weights, place it, and find the micro-batch.
 
     Args:
+        settings: of the stage.
         batches: of the stage, to try with.
         document_end: the id that ends a document.
-        warn: hears of what does not work and is done without.
+        hardware: of this process.
         group: the processes that train together, all of which assemble.
+        warn: called with a line about what does not work and is done without.
 
     Raises:
-        TrainingError: the micro-batch that is wanted divides no process's share of a step; or none fits.
+        TrainingError: not even the smallest micro-batch fits into memory.
     """
-    made = LlamaForCausalLM(model)
-    made.model.recomputes = runtime.activation_checkpointing
-    if training.mask_documents:
-        made.document_end = document_end
-    wanted, share = runtime.micro_batch_size, training.sequences_per_step // group.size
-    if not isinstance(wanted, Auto) and share % wanted:
-        near = " or ".join(map(str, near_divisors(share, wanted)))
-        raise TrainingError(
-            f"params.yaml: runtime.micro_batch_size must divide the {share} sequences that each of {group.size} "
-            f"processes has of a {batches.stage} step, got {wanted}; use {near}"
-        )
-    if runtime.shard_weights and group.size > 1:
-        fitting = rehearse_sharded(made, batches, wanted, hardware, warn, group)
-        shard(made, group, hardware.device)
+    execution = choose_execution(settings, document_end, hardware, group)
+    model = LlamaForCausalLM(settings.model, execution)
+    search = MicroBatchSearch(batches, settings.runtime.micro_batch_size, hardware, warn, group)
+    if execution.sharded:
+        micro_batch = search.run_sharded(model)
+        shard(model, group, hardware.device)
     else:
-        fitting = rehearse(made.to(hardware.device), batches, wanted, hardware, warn, group.size)
-    return made, Optimizer(made, training.optimizer, hardware.dtype, group), group.all_reduce(fitting, min)
+        micro_batch = search.run(model.to(hardware.device))
+    optimizer = Optimizer(model, settings.training.optimizer, hardware.dtype, group)
+    return Assembly(model, optimizer, hardware, group, group.all_reduce(micro_batch, min))
+
+
+def choose_execution(settings: Settings, document_end: int, hardware: Hardware, group: Group) -> Execution:
+    """The fastest execution that the settings and the hardware allow."""
+    execution = Execution(
+        document_end=document_end if settings.training.mask_documents else None,
+        recompute_activations=settings.runtime.activation_checkpointing,
+        sharded=settings.runtime.shard_weights and group.size > 1,
+    )
+    is_plain = execution == Execution()
+    if is_plain and fused.fits(settings.model, hardware):
+        return Execution(kernels=fused.FusedKernels())
+    return replace(execution, compiled=hardware.compile)

@@ -4,8 +4,12 @@ Legend: B batch, T time.
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from smollm.device.group import Group
+from smollm.device.hardware import Hardware
 from smollm.device.seeding import key
 from smollm.errors import CorpusError
 from smollm.state.tokens import Tokens
@@ -18,8 +22,8 @@ class Batches:
 
     The token stream, repeated without end, is cut into windows of T inputs; the target after the last input is
     the next window's first. Epoch e is made of the windows that begin in the e-th repetition. So every token is
-    an input once an epoch, but for the few, less than a window, that the window over an epoch's end has taken
-    over from the next one or left to it; and each epoch cuts elsewhere, unless T divides the stream.
+    an input once an epoch, but for the few, less than a window, of the window that lies across an epoch's end;
+    and each epoch cuts elsewhere, unless T divides the stream.
     """
 
     def __init__(self, tokens: Tokens, sequences: int, length: int, seed: int, stage: str) -> None:
@@ -62,11 +66,34 @@ class Batches:
         epoch = index * self.length // len(self.tokens)
         if epoch != self._epoch:
             self._first, following = (-(-e * len(self.tokens) // self.length) for e in (epoch, epoch + 1))
-            chance = np.random.default_rng(key(self.seed, "batches", self.stage, epoch))
-            self._order = chance.permutation(following - self._first)
+            generator = np.random.default_rng(key(self.seed, "batches", self.stage, epoch))
+            self._order = generator.permutation(following - self._first)
             self._epoch = epoch
         window = self._first + int(self._order[index - self._first])
         return window * self.length % len(self.tokens)
+
+
+class BatchReader:
+    """Reads this process's share of the batches; on a GPU each is read while the one before is computed."""
+
+    def __init__(self, batches: Batches, group: Group, hardware: Hardware) -> None:
+        self.batches, self.is_cuda = batches, hardware.device.type == "cuda"
+        self._mine = group.local_slice(batches.sequences)
+        self._prefetched: tuple[int, Tensor] | None = None
+        """A step and its batch."""
+
+    def read(self, step: int) -> Tensor:
+        """Inputs and targets of step `step`, (2, B, T), B being this process's sequences; pinned for a GPU."""
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is not None and prefetched[0] == step:
+            return prefetched[1]
+        batch = torch.from_numpy(np.stack([ids[self._mine] for ids in self.batches(step)]))
+        return batch.pin_memory() if self.is_cuda else batch
+
+    def prefetch(self, step: int) -> None:
+        """Read step `step` ahead, if the device computes meanwhile."""
+        if self.is_cuda:
+            self._prefetched = step, self.read(step)
 
 
 def validation_windows(tokens: Tokens, length: int, most: int, stage: str, reader: str | None = None) -> Ids:

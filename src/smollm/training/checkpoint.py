@@ -13,20 +13,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, cuda, empty_like
+from torch import Tensor
 
 from smollm.device.group import Group
 from smollm.errors import CheckpointError
-from smollm.model.sharding import full_tensor
 from smollm.state.files import disk_errors, file_digest, sync_directory, write_json
-from smollm.tracking import announce
 
 FORMAT = 1
 _STATE, _MODEL, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
@@ -99,8 +95,8 @@ def load(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{directory}: must be a readable checkpoint, got {reason}; train again") from error
 
 
-def shared(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
-    """Rank 0's checkpoint, in every process."""
+def broadcast(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """Rank 0's checkpoint, on every rank."""
     state = group.broadcast(checkpoint.state if checkpoint else None)
     if state is None:
         return None
@@ -110,106 +106,3 @@ def shared(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
 
 def _digest(content: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _copy_to_host(values: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
-    """Copies in host memory; from a GPU all at once, into pinned memory that torch keeps for the next time."""
-    copies = {}
-    for name, value in values.items():
-        value = full_tensor(value.detach())
-        if keeps:
-            copy = empty_like(value, device="cpu", pin_memory=value.is_cuda)
-            copies[name] = copy.copy_(value, non_blocking=value.is_cuda)
-    if any(value.is_cuda for value in values.values()):
-        cuda.synchronize()
-    return copies
-
-
-class CheckpointStore:
-    """The newest few checkpoints of a running stage, in ``<directory>/step-<step>/``.
-
-    They are written by a thread, one at a time, while training goes on.
-    """
-
-    def __init__(self, directory: Path, keep: int, fingerprint: str) -> None:
-        """
-        Args:
-            directory: made if missing.
-            keep: how many are kept, the newest ones.
-            fingerprint: of the stage; a checkpoint of another one is foreign here.
-        """
-        self.directory, self.keep, self.fingerprint = directory, keep, fingerprint
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[None] | None = None
-
-    def save(self, checkpoint: Checkpoint, keeps: bool = True) -> None:
-        """Copy `checkpoint` to host memory, and have the copy written.
-
-        Args:
-            checkpoint: where its tensors are divided, every process of the group saves it.
-            keeps: whether this process writes it, or has a part in the gathering alone.
-
-        Raises:
-            OSError: an earlier one could not be written.
-        """
-        self.wait()
-        weights, moments = (_copy_to_host(one, keeps) for one in (checkpoint.weights, checkpoint.moments))
-        if keeps:
-            self._writing = self._writer.submit(self._write, Checkpoint(checkpoint.state, weights, moments))
-
-    def wait(self) -> None:
-        """Wait until what was saved is on the disk.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def is_writing(self) -> bool:
-        """Whether a checkpoint is on its way to the disk."""
-        return self._writing is not None and not self._writing.done()
-
-    def check(self) -> None:
-        """Raise what `wait` raises, if it is known already."""
-        if not self.is_writing():
-            self.wait()
-
-    def close(self) -> None:
-        """Let a write that is under way end, well or not."""
-        self._writer.shutdown()
-
-    def _write(self, checkpoint: Checkpoint) -> None:
-        for draft in self.directory.glob(".step-*.tmp"):  # of a process that was killed
-            shutil.rmtree(draft)
-        save(self.directory / f"step-{checkpoint.state.step:08d}", checkpoint)
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
-
-    def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole; `warn` hears of each damaged or foreign one, which is removed.
-
-        Raises:
-            CheckpointError: the disk refused to read one, which may be whole and is left alone.
-        """
-        for directory in reversed(self._all()):
-            try:
-                checkpoint = load(directory)
-                if checkpoint.state.fingerprint != self.fingerprint:
-                    raise CheckpointError(
-                        f"{directory}: must be of the run {self.fingerprint}, got one of {checkpoint.state.fingerprint}"
-                    )
-                return checkpoint
-            except CheckpointError as error:
-                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                    raise
-                warn(announce.checkpoint_damaged(error))
-                shutil.rmtree(directory)
-        return None
-
-    def newest_directory(self) -> Path:
-        return self._all()[-1]
-
-    def _all(self) -> list[Path]:
-        return sorted(self.directory.glob("step-*"))

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smollm.device.group import Group
-from smollm.device.hardware import Hardware
 from smollm.model.llama import IGNORED, LlamaForCausalLM
+from smollm.training.assembly import Assembly
 from smollm.training.batches import Ids
 
 
@@ -30,22 +29,18 @@ def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
 
 
 class Evaluator:
-    """Measures a model on fixed windows of held-out tokens, `batch` of them at a time."""
+    """Measures a model on fixed windows of held-out tokens."""
 
-    def __init__(
-        self, windows: Ids, token_bytes: NDArray[np.int64], batch: int, hardware: Hardware, group: Group | None = None
-    ) -> None:
+    def __init__(self, windows: Ids, token_bytes: NDArray[np.int64], assembly: Assembly) -> None:
         """
         Args:
-            windows: (N, T+1) token ids.
+            windows: (N, T+1) token ids, which the processes of the assembly's group share.
             token_bytes: (V,) bytes of text that each id stands for.
-            batch: windows computed at once; the training micro-batch, so that a compiled model
-                sees one shape.
-            hardware: device and precision.
-            group: the processes that share the windows; this one alone, if none is given.
+            assembly: its micro-batch is the number of windows computed at once, so that a compiled model sees one
+                shape.
         """
-        self.windows, self.batch, self.hardware = windows, batch, hardware
-        self.group = group or Group.single()
+        self.windows, self.batch = windows, assembly.micro_batch
+        self.hardware, self.group = assembly.hardware, assembly.group
         self.text_bytes = max(1, int(token_bytes[windows[:, 1:]].sum()))
 
     def __call__(self, model: LlamaForCausalLM) -> Validation:
@@ -53,21 +48,21 @@ class Evaluator:
         device = self.hardware.device
         total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
         began = time.perf_counter()
-        turns = range(0, len(self.windows), self.group.size * self.batch)
-        for turn in turns:
-            # in the last turn there may be none left for some processes, without whom divided weights are not whole
-            start = turn + self.group.rank * self.batch
+        rounds = range(0, len(self.windows), self.group.size * self.batch)
+        for first in rounds:
+            # in the last round none may be left for some ranks, which still take part in gathering sharded weights
+            start = first + self.group.rank * self.batch
             ids = torch.from_numpy(self.windows[start : start + self.batch]).to(device)
             inputs = torch.zeros(self.batch, ids.shape[1] - 1, dtype=ids.dtype, device=device)
             targets = torch.full_like(inputs, IGNORED)
             inputs[: len(ids)], targets[: len(ids)] = ids[:, :-1], ids[:, 1:]
             # under no_grad torch.compile would compile again: its training graph serves here too
-            with torch.set_grad_enabled(model.fused is None), self.hardware.autocast():
+            with torch.set_grad_enabled(model.execution.kernels is None), self.hardware.autocast():
                 loss = model.loss(inputs, targets).detach()
             if len(ids):
                 total += loss * ids[:, 1:].numel()
         self.hardware.synchronize()
-        speed = len(turns) * self.batch * self.windows[0, 1:].size / (time.perf_counter() - began)
+        speed = len(rounds) * self.batch * self.windows[0, 1:].size / (time.perf_counter() - began)
         tokens = self.windows[:, 1:].size
         mean = float(self.group.sum(total)) / tokens
         return Validation(mean, bits_per_byte(mean, tokens, self.text_bytes), speed)

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch.nn.utils import get_total_norm
 
 from smollm.device.hardware import Hardware
 from smollm.model.llama import LlamaForCausalLM
-from smollm.model.sharding import full_tensor
+from smollm.model.sharding import gradient_norm
 from smollm.state.files import write_json
 from smollm.state.tokens import TRAIN, documents_of
 from smollm.training.batches import Batches
@@ -22,7 +21,7 @@ def sequences_alone(model: LlamaForCausalLM, batches: Batches, step: int, hardwa
 
     Leaves no gradient behind. Not compiled: one sequence is another shape.
     """
-    found: list[dict[str, Any]] = []
+    sequences: list[dict[str, Any]] = []
     inputs, targets = batches(step)
     with model.uncompiled():
         for row, start in enumerate(batches.starts(step)):
@@ -31,10 +30,10 @@ def sequences_alone(model: LlamaForCausalLM, batches: Batches, step: int, hardwa
             with hardware.autocast():
                 loss = model.loss(ids, following)
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = full_tensor(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
-            found.append({"first_token": start, "loss": loss.item(), "gradient_norm": norm.item()})
+            norm = gradient_norm(model).item()
+            sequences.append({"first_token": start, "loss": loss.item(), "gradient_norm": norm})
     model.zero_grad(set_to_none=True)
-    return found
+    return sequences
 
 
 def write(path: Path, values: dict[str, Any], batches: Batches, directory: Path, tokenizer: Tokenizer) -> None:

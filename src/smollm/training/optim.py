@@ -6,7 +6,6 @@ Muon is momentum whose update is made orthogonal by a few Newton-Schulz iteratio
 
 import inspect
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.optim.adamw import adamw
 from smollm.config.training import OptimizerConfig, OptimizerKind
 from smollm.device.group import Group
 from smollm.errors import CheckpointError
-from smollm.model.sharding import is_sharded, local_rows, shard_like
+from smollm.model.sharding import is_sharded, local_parts, map_matrices, place
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -47,24 +46,24 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 class _Part(torch.optim.Optimizer):
     """Some of a model's parameters in groups, and their moments.
 
-    Torch wraps what could be met while compiling (these two methods, the steps of its own optimizers) in code that
-    imports the whole compiler, seconds of each start.
+    Torch wraps these two methods, and the steps of its own optimizers, in code that imports the whole compiler, which
+    costs each start seconds.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     moments: tuple[str, ...]
-    """What `state` has of each parameter."""
+    """Names of the tensors that `state` holds for each parameter."""
 
     def _moments(self, parameter: nn.Parameter) -> list[Tensor]:
-        """Those of the rows that this process has, zero before the first step."""
+        """What this process updates of them; zero before the first step."""
         state = self.state[parameter]
         if not state:
             # the fused kernels want even "step" on the parameter's device
             scalar = torch.zeros((), device=parameter.device)
             state |= {name: scalar if name == "step" else torch.zeros_like(parameter) for name in self.moments}
-        return [local_rows(state[name]) for name in self.moments]
+        return local_parts(state[name] for name in self.moments)
 
 
 class AdamW(_Part):
@@ -86,8 +85,8 @@ class AdamW(_Part):
             trained = [p for p in group["params"] if p.grad is not None]
             moments = [self._moments(p) for p in trained]
             adamw(
-                [local_rows(p) for p in trained],
-                [local_rows(p.grad) for p in trained],
+                local_parts(trained),
+                local_parts(p.grad for p in trained),
                 [average for average, _, _ in moments],
                 [square for _, square, _ in moments],
                 [],
@@ -105,9 +104,9 @@ class AdamW(_Part):
 
 
 class Muon(_Part):
-    """Nesterov momentum with an orthogonal update, for matrices; same shapes are done together.
+    """Nesterov momentum with an orthogonal update, for matrices; those of one shape are updated together.
 
-    Each process of a group makes its share of the updates orthogonal.
+    Each process of a group orthogonalizes its share of the updates.
     """
 
     moments = ("momentum_buffer",)
@@ -133,36 +132,22 @@ class Muon(_Part):
         """Update the parameters from their gradients, which are left as they are."""
         for group in self.param_groups:
             first = group["params"][0]
-            parameters = [local_rows(p) for p in group["params"]]
-            gradients = [local_rows(p.grad) for p in group["params"] if p.grad is not None]
+            parameters = local_parts(group["params"])
+            gradients = local_parts(p.grad for p in group["params"] if p.grad is not None)
             assert len(gradients) == len(parameters), "every matrix has a gradient"
             buffers = [self._moments(p)[0] for p in group["params"]]
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
-            stacked = self._orthogonalize(updates, len(first) if is_sharded(first) else None)
+            orthogonal = map_matrices(self._orthogonalize, updates, first, self.group).to(parameters[0].dtype)
             scale = 0.2 * max(first.shape) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            stacked = stacked.to(parameters[0].dtype)
             if isinstance(group["lr"], Tensor):  # no operation takes it as its factor
-                torch._foreach_add_(parameters, list(stacked.mul_(group["lr"] * -scale)))
+                torch._foreach_add_(parameters, list(orthogonal.mul_(group["lr"] * -scale)))
             else:
-                torch._foreach_add_(parameters, list(stacked), alpha=-group["lr"] * scale)
+                torch._foreach_add_(parameters, list(orthogonal), alpha=-group["lr"] * scale)
 
-    def _orthogonalize(self, updates: Sequence[Tensor], rows: int | None) -> Tensor:
-        """The updates made orthogonal and stacked, of which each process does its share.
-
-        Args:
-            updates: (rows, columns) each.
-            rows: of the whole matrices, where this process has some of them only.
-        """
-        if rows is not None:
-            owned = self.group.rows_to_matrices(torch.stack(tuple(updates)).to(self.dtype), rows)
-            done = orthogonalize(owned, self.newton_schulz_steps, self.dtype)
-            return self.group.matrices_to_rows(done, len(updates), len(updates[0]))
-        mine = updates[self.group.local_slice(len(updates))]
-        # a process without a share still has a part in the exchange
-        done = orthogonalize(torch.stack(tuple(mine or updates[:1])), self.newton_schulz_steps, self.dtype)
-        return self.group.all_gather_rows(done[: len(mine)], len(updates))
+    def _orthogonalize(self, matrices: Tensor) -> Tensor:
+        return orthogonalize(matrices, self.newton_schulz_steps, self.dtype)
 
 
 class Optimizer:
@@ -189,7 +174,7 @@ class Optimizer:
         self.kind = config.kind
         is_cuda = all(parameter.is_cuda for parameter in named.values())
         is_captured = is_cuda and not any(map(is_sharded, named.values()))
-        # on the device, so that a step that was captured there can be replayed with another one
+        # on the device, so that a captured step can be replayed with another rate
         peaks = [config.embedding_lr, config.lr] if muon else [config.lr]
         self._shares = [peak / config.lr for peak in peaks]
         """Each part's rate, as a share of the matrices'."""
@@ -207,8 +192,8 @@ class Optimizer:
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the matrices; those of embedding and norms keep their ratio to it."""
         if self._rates is not None:
-            for one, share in zip(self._rates, self._shares, strict=True):
-                one.fill_(rate * share)
+            for value, share in zip(self._rates, self._shares, strict=True):
+                value.fill_(rate * share)
             return
         for part, share in zip(self.parts, self._shares, strict=True):
             for group in part.param_groups:
@@ -219,7 +204,7 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """All moments, as ``<parameter name>.<moment>``, on the parameters' device and divided as they are."""
+        """All moments, as ``<parameter name>.<moment>``, on the parameters' device and sharded as they are."""
         return {
             f"{name}.{moment}": value
             for name, (parameter, part) in self._owners.items()
@@ -227,7 +212,7 @@ class Optimizer:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over moments that `state()` gave.
+        """Overwrite all moments by those that `state()` returned, whole.
 
         Raises:
             CheckpointError: they belong to another kind of optimizer or another model.
@@ -240,6 +225,4 @@ class Optimizer:
                 f"the first is {odd[0]}; use the optimizer it was trained with"
             )
         for name, (parameter, part) in self._owners.items():
-            part.state[parameter] = {
-                moment: shard_like(state[f"{name}.{moment}"], parameter) for moment in part.moments
-            }
+            part.state[parameter] = {moment: place(state[f"{name}.{moment}"], parameter) for moment in part.moments}

@@ -2,31 +2,28 @@
 
 With the kernels of `fused` both halves are captured as CUDA graphs at a process's second step
 (its twelfth where gradients are averaged over a group) and replayed from then on, so that the GPU never waits
-for the next of a thousand kernels to be asked for. The host still looks at the loss between the two halves,
-and takes no step where it is not finite.
+for the launch of the next of a thousand kernels. The host still reads the loss between the two halves, and takes no
+step where it is not finite.
 """
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
-from smollm.device.group import Group
-from smollm.device.hardware import Hardware
 from smollm.model.llama import LlamaForCausalLM
-from smollm.model.sharding import full_tensor
-from smollm.training.optim import Optimizer
+from smollm.model.sharding import average_gradients, gradient_norm
+from smollm.training.assembly import Assembly
 
 _AVERAGED_WARM_UPS = 11
-"""Steps after which DistributedDataParallel has settled where gradients travel, and no longer takes its own times."""
+"""Steps after which DistributedDataParallel has rebuilt its buckets and no longer times itself."""
 
 
 class _Loss(nn.Module):
-    """The model's loss as a module, as torch's averaging wants it."""
+    """The model's loss as a module, which DistributedDataParallel asks for."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__()
@@ -37,33 +34,22 @@ class _Loss(nn.Module):
 
 
 class Step:
-    """Gradient and update, in turns."""
+    """Computes gradients and applies updates, in turns."""
 
-    def __init__(
-        self,
-        model: LlamaForCausalLM,
-        optimizer: Optimizer,
-        scaler: torch.amp.GradScaler,
-        hardware: Hardware,
-        micro_batch: int,
-        gradient_clip: float,
-        group: Group | None = None,
-    ) -> None:
+    def __init__(self, assembly: Assembly, scaler: torch.amp.GradScaler, gradient_clip: float) -> None:
         """
         Args:
-            model, optimizer: neither is given other tensors once a step was taken.
+            assembly: model and optimizer, neither of which may get other tensors after the first step.
             scaler: of fp16's loss.
-            hardware: device and precision.
-            micro_batch: sequences computed at once; divides those of a process's batch.
             gradient_clip: the largest norm of the gradient that is left as it is.
-            group: the processes whose gradients are averaged; this one alone, if none is given.
         """
-        self.group = group or Group.single()
-        self.model, self.optimizer, self.scaler, self.hardware = model, optimizer, scaler, hardware
-        self.micro_batch, self.gradient_clip = micro_batch, gradient_clip
+        self.model, self.optimizer, self.group = assembly.model, assembly.optimizer, assembly.group
+        self.hardware, self.micro_batch = assembly.hardware, assembly.micro_batch
+        self.scaler, self.gradient_clip = scaler, gradient_clip
+        execution = self.model.execution
         # a graph keeps its memory to itself: the plain model's validation would take as much again
-        self._captures = hardware.captures and model.fused is not None
-        self._averaged = self._average() if self.group.size > 1 and not model.is_sharded else None
+        self._captures = self.hardware.captures and execution.kernels is not None
+        self._averaged = self._average() if self.group.size > 1 and not execution.sharded else None
         self._warm_ups = 1 if self._averaged is None else _AVERAGED_WARM_UPS
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
 
@@ -105,21 +91,20 @@ class Step:
         inputs, targets = (ids.split(self.micro_batch) for ids in batch)
         total = torch.zeros((), device=self.hardware.device)
         for index, (ids, following) in enumerate(zip(inputs, targets, strict=True)):
-            with self._apart(index < len(inputs) - 1):
+            with self._averaging(is_last=index == len(inputs) - 1):
                 with self.hardware.autocast():
                     loss = (self._averaged or self.model.loss)(ids, following) / len(inputs)
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         for part in self.optimizer.parts:
             self.scaler.unscale_(part)
-        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        return torch.stack((total, full_tensor(norm)))
+        return torch.stack((total, gradient_norm(self.model)))
 
     def _average(self) -> DistributedDataParallel:
-        """The model's loss, whose gradient is averaged over the group while it is computed."""
-        if self.model.is_compiled and not self.model.fused:
+        """The model's loss, with the gradient averaged over the group while it is computed."""
+        if self.model.execution.compiled:
             torch._dynamo.config.optimize_ddp = False  # it would cut up parts that are small enough
-        # where it is made its gradients are collected; a step is never captured on the default stream
+        # gradients are accumulated on the stream it is created on; a step is never captured on the default one
         stream = torch.cuda.Stream() if self._captures else None  # type: ignore[no-untyped-call]
         if stream is not None:  # the steps before the capture are taken on another, and torch would warn of it
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
@@ -127,11 +112,11 @@ class Step:
             warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for the buffers' part
             return DistributedDataParallel(_Loss(self.model), broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def _apart(self, stay: bool) -> AbstractContextManager[None]:
-        """Leave gradients with their processes while they `stay`: they travel with the last micro-batch of a step."""
-        if self.model.is_sharded:
-            cast(Any, self.model).set_requires_gradient_sync(not stay)
-        return self._averaged.no_sync() if stay and self._averaged else nullcontext()
+    def _averaging(self, is_last: bool) -> AbstractContextManager[None]:
+        """Average gradients over the group with the last micro-batch of a step, not with those before."""
+        if self.model.execution.sharded:
+            average_gradients(self.model, is_last)
+        return nullcontext() if is_last or self._averaged is None else self._averaged.no_sync()
 
     def _update(self) -> None:
         clip_grads_with_norm_(self.model.parameters(), self.gradient_clip, self._numbers[1])
@@ -139,7 +124,7 @@ class Step:
             self.scaler.step(part)
 
     def _capture(self, batch: Tensor) -> None:
-        """Both halves as they are done for every batch; the step before has made all that lasts, the moments too."""
+        """Capture both halves; the steps before have allocated all that lasts, the moments too."""
         self._batch = batch.to(self.hardware.device)
         graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # other threads go on using the GPU: one writes checkpoints

@@ -1,0 +1,78 @@
+"""What the processes of a group must agree on before they train together."""
+
+from dataclasses import asdict
+
+import torch
+
+from smollm.config.fields import Auto
+from smollm.config.file import near_divisors
+from smollm.device.group import Group
+from smollm.device.hardware import Hardware
+from smollm.errors import TrainingError
+from smollm.state.files import dvc_digest
+from smollm.state.workspace import Workspace
+from smollm.tracking import provenance
+from smollm.training.settings import Settings
+
+_OF_A_MACHINE = ("device", "processes", "max_restarts", "max_hours")
+"""Settings of the runtime that may differ between machines."""
+
+
+def check_group(settings: Settings, group: Group) -> None:
+    """Refuse a group that cannot share a step evenly. (What the params alone decide was checked when they were read.)
+
+    Raises:
+        TrainingError: it cannot.
+    """
+    sequences, micro_batch = settings.training.sequences_per_step, settings.runtime.micro_batch_size
+    if sequences % group.size:
+        near = " or ".join(map(str, near_divisors(sequences, group.size)))
+        raise TrainingError(
+            f"{settings.stage}: as many processes must train as divide the {sequences} sequences of a step, got "
+            f"{group.size} on all machines together; use {near}"
+        )
+    share = sequences // group.size
+    if not isinstance(micro_batch, Auto) and share % micro_batch:
+        near = " or ".join(map(str, near_divisors(share, micro_batch)))
+        raise TrainingError(
+            f"params.yaml: runtime.micro_batch_size must divide the {share} sequences that each of {group.size} "
+            f"processes has of a {settings.stage} step, got {micro_batch}; use {near}"
+        )
+
+
+def check_machines(settings: Settings, workspace: Workspace, group: Group) -> None:
+    """Refuse machines with different params, code, data or torch.
+
+    Raises:
+        TrainingError: they differ; names the first difference.
+    """
+    # one machine has the same files for all; what another stage leaves behind is rank 0's to read
+    is_first = group.local_rank == 0 and group.size > group.local_size
+    dependencies = workspace.stage(settings.stage)["deps"] if is_first else []
+    inputs = {
+        path: dvc_digest(workspace.directory / path) for path in dependencies if not path.startswith("checkpoints")
+    }
+    runtime = {f"runtime.{k}": str(v) for k, v in asdict(settings.runtime).items() if k not in _OF_A_MACHINE}
+    versions = {"torch": torch.__version__}
+    everyone = group.all_gather({**workspace.params(settings.stage), **inputs, **runtime, **versions})
+    for rank, other in enumerate(everyone):
+        odd = provenance.differences(other, everyone[0])
+        if odd:
+            raise TrainingError(
+                f"{settings.stage}: all machines must have the same params, code, data and torch, got {odd[0]} where "
+                f"rank {rank} runs, unlike rank 0; bring them to one commit and `dvc pull`"
+            )
+
+
+def check_hardware(settings: Settings, hardware: Hardware, group: Group) -> None:
+    """Refuse processes that compute on different kinds of device, or in different precisions.
+
+    Raises:
+        TrainingError: they do.
+    """
+    kinds = sorted(set(group.all_gather(f"{hardware.device.type} in {hardware.precision.value}")))
+    if len(kinds) > 1:
+        raise TrainingError(
+            f"{settings.stage}: all processes must compute alike, got {' and '.join(kinds)}; "
+            "set runtime.device and runtime.precision to what all machines have"
+        )

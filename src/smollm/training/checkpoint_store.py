@@ -1,0 +1,110 @@
+"""The checkpoints of a running stage on the disk: written in the background, the newest few kept."""
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from smollm.errors import CheckpointError
+from smollm.model.sharding import copy_to_host
+from smollm.tracking import announce
+from smollm.training.checkpoint import Checkpoint, load, save
+
+
+class CheckpointStore:
+    """The newest few checkpoints of a running stage, in ``<directory>/step-<step>/``.
+
+    A thread writes them, one at a time, while training goes on.
+    """
+
+    def __init__(self, directory: Path, keep: int, fingerprint: str) -> None:
+        """
+        Args:
+            directory: made if missing.
+            keep: how many are kept, the newest ones.
+            fingerprint: of the stage; a checkpoint of another one is foreign here.
+        """
+        self.directory, self.keep, self.fingerprint = directory, keep, fingerprint
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Copy `checkpoint` to host memory, and have the copy written; where tensors are sharded, every rank saves.
+
+        Raises:
+            OSError: an earlier one could not be written.
+        """
+        self.wait()
+        weights, moments = (copy_to_host(tensors, keep=True) for tensors in (checkpoint.weights, checkpoint.moments))
+        self._writing = self._writer.submit(self._write, Checkpoint(checkpoint.state, weights, moments))
+
+    def wait(self) -> None:
+        """Wait until what was saved is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is on its way to the disk."""
+        return self._writing is not None and not self._writing.done()
+
+    def check(self) -> None:
+        """Raise what `wait` raises, if it is known already."""
+        if not self.is_writing():
+            self.wait()
+
+    def close(self) -> None:
+        """Let a write that is under way end, well or not."""
+        self._writer.shutdown()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        for draft in self.directory.glob(".step-*.tmp"):  # of a process that was killed
+            shutil.rmtree(draft)
+        save(self.directory / f"step-{checkpoint.state.step:08d}", checkpoint)
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The newest intact checkpoint; each damaged or foreign one is removed, with a line to `warn`.
+
+        Raises:
+            CheckpointError: the disk refused to read one, which may be whole and is left alone.
+        """
+        for directory in reversed(self._all()):
+            try:
+                checkpoint = load(directory)
+                if checkpoint.state.fingerprint != self.fingerprint:
+                    raise CheckpointError(
+                        f"{directory}: must be of the run {self.fingerprint}, got one of {checkpoint.state.fingerprint}"
+                    )
+                return checkpoint
+            except CheckpointError as error:
+                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                warn(announce.checkpoint_damaged(error))
+                shutil.rmtree(directory)
+        return None
+
+    def newest_directory(self) -> Path:
+        return self._all()[-1]
+
+    def _all(self) -> list[Path]:
+        return sorted(self.directory.glob("step-*"))
+
+
+class NoCheckpointStore(CheckpointStore):
+    """What ranks other than 0 save to: takes part in gathering sharded tensors, and keeps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), 1, "")
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        for tensors in (checkpoint.weights, checkpoint.moments):
+            copy_to_host(tensors, keep=False)
+
+    def newest(self, warn: Callable[[str], None]) -> None:
+        return None

@@ -1,0 +1,52 @@
+"""What a training stage reads of tokenize's outputs: tokenizer, batches, held-out windows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from smollm.state.tokens import TRAIN, VALIDATION, open_tokenizer, open_tokens, read_manifest
+from smollm.training.batches import Batches, Ids, validation_windows
+from smollm.training.settings import Settings
+
+
+def token_directory(workspace: Path, stage: str) -> Path:
+    """Where tokenize puts the token files of a stage's text."""
+    return workspace / "data" / "tokens" / stage
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    tokenizer: Tokenizer
+    end_of_text_id: int
+    batches: Batches
+    held_out: Ids
+    """Windows of the stage's own held-out text, (N, T+1)."""
+    pretrain_held_out: Ids | None = None
+    """Windows of pretrain's, in a stage that goes on from there: what it forgets of it."""
+
+    @classmethod
+    def open(cls, workspace: Path, settings: Settings, continues: str | None) -> "TrainingData":
+        """Open the data of a stage that continues another, or none.
+
+        Raises:
+            CorpusError: there is too little text for the stage's steps or validation.
+        """
+        manifest = read_manifest(token_directory(workspace, settings.stage))
+        tokens = open_tokens(token_directory(workspace, settings.stage) / f"{TRAIN}.bin", manifest["dtype"])
+        training = settings.training
+        return cls(
+            open_tokenizer(workspace / "data/tokenizer/tokenizer.json"),
+            int(manifest["end_of_text_id"]),
+            Batches(tokens, training.sequences_per_step, training.sequence_length, settings.seed, settings.stage),
+            _held_out(workspace, settings, settings.stage),
+            _held_out(workspace, settings, continues) if continues else None,
+        )
+
+
+def _held_out(workspace: Path, settings: Settings, stage: str) -> Ids:
+    """Windows of `stage`'s held-out text, as long as this stage's sequences."""
+    directory = token_directory(workspace, stage)
+    tokens = open_tokens(directory / f"{VALIDATION}.bin", read_manifest(directory)["dtype"])
+    length, most = settings.training.sequence_length, settings.evaluation.validation_tokens
+    return validation_windows(tokens, length, most, stage, settings.stage)

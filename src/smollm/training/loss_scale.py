@@ -1,0 +1,56 @@
+"""fp16's loss scale: lowered when a gradient overflows, whose step is skipped, raised after many that do not."""
+
+import torch
+
+from smollm.config.runtime import Precision
+from smollm.device.hardware import Hardware
+from smollm.errors import TrainingError
+from smollm.state.journal import Journal
+
+_MOST_SKIPPED = 50
+"""In a row: a scale of 2^16 has been halved to nothing long before."""
+
+
+class LossScale:
+    """The scale, and the steps that it made skip. In other precisions than fp16 it is 1 and skips none."""
+
+    def __init__(self, stage: str, hardware: Hardware, journal: Journal) -> None:
+        self.stage, self.journal = stage, journal
+        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision is Precision.FP16)
+        self._skips = {record.step for record in journal.records() if record.kind == "skip"}
+        self._in_a_row = 0
+
+    @property
+    def is_used(self) -> bool:
+        return bool(self.scaler.is_enabled())
+
+    def value(self) -> float | None:
+        """The scale, None where none is used."""
+        return float(self.scaler.get_scale()) if self.is_used else None
+
+    def clean_steps(self) -> int:
+        """Steps since the scale last changed."""
+        return int(self.scaler.state_dict().get("_growth_tracker", 0))
+
+    def restore(self, value: float | None, clean_steps: int) -> None:
+        """Go on from what `value` and `clean_steps` returned; a value of None leaves the initial scale."""
+        if self.is_used and value is not None:
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": value, "_growth_tracker": clean_steps})
+
+    def note(self, step: int, has_overflowed: bool) -> None:
+        """Journal a step that is skipped since its gradient overflowed.
+
+        Raises:
+            TrainingError: so were too many before it.
+        """
+        self._in_a_row = self._in_a_row + 1 if has_overflowed else 0
+        if not has_overflowed:
+            return
+        self._skips.add(step)
+        total = sum(skipped <= step for skipped in self._skips)
+        self.journal.append("skip", step, loss_scale=self.value(), total=total)
+        if self._in_a_row == _MOST_SKIPPED:
+            raise TrainingError(
+                f"{self.stage}: the gradient must be finite at some loss scale, got {_MOST_SKIPPED} steps "
+                f"in a row without, up to step {step}; set runtime.precision to fp32 or bf16"
+            )

@@ -1,0 +1,45 @@
+"""Where a trainer writes: rank 0 to the live state, the other ranks nowhere."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from smollm.state.journal import Journal, Record
+from smollm.state.live_state import LiveState
+from smollm.training.checkpoint_store import CheckpointStore, NoCheckpointStore
+
+
+@dataclass(frozen=True)
+class Records:
+    journal: Journal
+    store: CheckpointStore
+    log: Callable[[str, int], None]
+    """Shows the user a line, and adds it to the training log at a step."""
+
+    @classmethod
+    def of_rank_zero(cls, state: LiveState, keep: int, log: Callable[[str, int], None]) -> "Records":
+        """Those of the live state, with the newest `keep` checkpoints."""
+        return cls(state.journal, CheckpointStore(state.directory / "checkpoints", keep, state.fingerprint), log)
+
+    @classmethod
+    def of_other_rank(cls) -> "Records":
+        """Those of a rank whose values rank 0 has too."""
+        return cls(NoJournal(), NoCheckpointStore(), lambda *_: None)
+
+
+class NoJournal(Journal):
+    """A journal that keeps nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def append(self, kind: str, step: int, **values: object) -> None:
+        pass
+
+    def records(self) -> list[Record]:
+        return []
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

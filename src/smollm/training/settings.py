@@ -1,0 +1,20 @@
+"""What one training stage reads of the params, and the model that it builds from them."""
+
+from dataclasses import dataclass
+
+from smollm.config.evaluation import EvaluationConfig
+from smollm.config.model import ModelConfig
+from smollm.config.runtime import RuntimeConfig
+from smollm.config.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sections of the params that a training stage reads."""
+
+    stage: str
+    seed: int
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    runtime: RuntimeConfig
