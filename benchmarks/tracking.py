@@ -39,6 +39,7 @@ from smollm.tracking.delivery import Delivery
 from smollm.tracking.run_record import Description, Ending
 from smollm.tracking.store import Store
 from smollm.tracking.tracker import Tracker
+from smollm.tracking.upload import upload
 from smollm.training.assembly import Assembly
 from smollm.training.batches import Batches, validation_windows
 from smollm.training.checkpoint_store import CheckpointStore
@@ -174,7 +175,7 @@ def fill(store: Store, config: Config, directory: Path, runs: int) -> None:
             journal.append("result", 5000, **{"speed/median_tokens_per_second": 1e6 + number})
         delivery = Delivery(place, store)
         delivery.end(Ending("FINISHED", time.time()), {})
-        delivery.send(client)
+        upload(delivery, client)
 
 
 def time_compare(config: Config, runs: int, directory: Path) -> None:

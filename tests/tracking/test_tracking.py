@@ -17,10 +17,13 @@ from smollm.config.tracking import TrackingConfig
 from smollm.state.files import write_json
 from smollm.state.journal import Journal, Record
 from smollm.tracking import outbox
-from smollm.tracking.delivery import Delivery, metrics
+from smollm.tracking.deadline import Deadline
+from smollm.tracking.delivery import Delivery
+from smollm.tracking.metric_names import metrics
 from smollm.tracking.run_record import Dataset, Description, Ending, Version
-from smollm.tracking.store import Deadline, Store
+from smollm.tracking.store import Store
 from smollm.tracking.tracker import Tracker
+from smollm.tracking.upload import upload
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,7 +94,7 @@ def points(client: "MlflowClient", run: "Run") -> list[tuple[int, float, int]]:
 
 def test_everything_arrives(state: Path, store: Store, client: "MlflowClient") -> None:
     delivery = Delivery(state, store)
-    delivery.send(client)
+    upload(delivery, client)
     run = only_run(client)
     assert run.info.status == "RUNNING"
     assert run.info.run_name == "pretrain-abc"
@@ -102,7 +105,7 @@ def test_everything_arrives(state: Path, store: Store, client: "MlflowClient") -
     assert [step for step, _, _ in points(client, run)] == [1, 2, 3, 4]
     assert run.inputs.dataset_inputs[0].dataset.digest == "0" * 32 + ".dir"
     delivery.end(Ending("FINISHED", 1_700_000_100.0, {"dvc.out.model": "x"}), {"log.txt": state / "journal.jsonl"})
-    delivery.send(client)
+    upload(delivery, client)
     run = only_run(client)
     assert (run.info.status, run.info.end_time) == ("FINISHED", 1_700_000_100_000)
     assert run.data.tags["dvc.out.model"] == "x"
@@ -111,7 +114,7 @@ def test_everything_arrives(state: Path, store: Store, client: "MlflowClient") -
 
 
 def test_a_point_keeps_the_journals_time(state: Path, store: Store, client: "MlflowClient") -> None:
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     recorded = [r for r in Journal(state / "journal.jsonl").records() if r.kind == "step"]
     assert points(client, only_run(client)) == [(r.step, r.values["train_loss"], int(r.time * 1000)) for r in recorded]
 
@@ -129,28 +132,28 @@ def test_the_steps_that_fp16_skips_are_counted() -> None:
 def test_a_run_has_the_hardware_that_it_went_on_with(state: Path, store: Store, client: "MlflowClient") -> None:
     journal = Journal(state / "journal.jsonl")
     journal.append("hardware", 0, device="cuda")
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     assert only_run(client).data.tags["hardware.device"] == "cuda"
     journal.append("hardware", 0, device="mps")
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     assert only_run(client).data.tags["hardware.device"] == "mps"
 
 
 def test_what_was_acknowledged_is_not_sent_again(state: Path, store: Store, client: "MlflowClient") -> None:
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     note(state, 5, 6)
-    Delivery(state, store).send(client)
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
+    upload(Delivery(state, store), client)
     assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_kill_before_the_acknowledgement_was_noted_repeats_no_point_and_no_run(
     state: Path, store: Store, client: "MlflowClient"
 ) -> None:
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     before = points(client, only_run(client))
     (state / "delivery.json").unlink()
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     assert points(client, only_run(client)) == before
 
 
@@ -160,7 +163,7 @@ def test_a_creation_that_mlflows_client_repeats_leaves_one_run(
     create = client.create_run
     monkeypatch.setattr(client, "create_run", lambda *values: [create(*values) for _ in range(3)][-1])
     delivery = Delivery(state, store)
-    delivery.send(client)
+    upload(delivery, client)
     assert only_run(client).info.run_id == delivery.run_id
 
 
@@ -185,15 +188,15 @@ def test_the_system_is_measured_again_after_a_lost_answer(
     while not (lost.is_set() and any(name.startswith("system/") for name in only_run(client).data.metrics)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    tracker.drain()
+    tracker.flush()
 
 
 def test_the_sample_table_is_one_that_mlflow_loads(state: Path, store: Store, client: "MlflowClient") -> None:
     import mlflow
 
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     note(state, 5, 5)
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     mlflow.set_experiment("smollm")
     table = mlflow.load_table("samples.json", run_ids=[only_run(client).info.run_id])
     assert table.to_dict("list") == {
@@ -207,7 +210,7 @@ def test_the_sample_table_is_one_that_mlflow_loads(state: Path, store: Store, cl
 def test_a_child_lies_under_a_parent_that_the_store_knows(
     state: Path, store: Store, client: "MlflowClient", tmp_path: Path
 ) -> None:
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     parent = only_run(client).info.run_id
     for name, asked, tag in (
         ("known", parent, "mlflow.parentRunId"),
@@ -219,7 +222,7 @@ def test_a_child_lies_under_a_parent_that_the_store_knows(
         values = {**vars(DESCRIPTION), "mark": name, "datasets": [], "parent_run_id": asked, "run_name": name}
         write_json(child / "description.json", values)
         delivery = Delivery(child, store)
-        delivery.send(client)
+        upload(delivery, client)
         assert client.get_run(str(delivery.run_id)).data.tags[tag] == asked
 
 
@@ -238,7 +241,7 @@ def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_late
     with monkeypatch.context() as dead:
         dead.setattr(Store, "client", lambda self: DeadClient())
         tracker.start(DESCRIPTION)
-        tracker.drain()
+        tracker.flush()
         tracker.end(Ending("FINISHED", 1_700_000_100.0), {"log.txt": state / "journal.jsonl"})
     assert len(said) == 2
     assert said[0].startswith("MLflow (sqlite:")
@@ -261,7 +264,7 @@ def test_the_outbox_keeps_what_cannot_be_sent(state: Path, store: Store) -> None
 
 
 def test_an_abandoned_run_is_closed_as_killed(state: Path, store: Store, client: "MlflowClient") -> None:
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     note(state, 5, 5)
     outbox.abandon(state, store, 1_700_000_200.0)
     assert outbox.send(client, store, lambda line: None) == 0
@@ -275,7 +278,7 @@ def test_a_finished_run_is_left_alone_when_its_state_is_removed(
 ) -> None:
     delivery = Delivery(state, store)
     delivery.end(Ending("FINISHED", 1_700_000_100.0), {})
-    delivery.send(client)
+    upload(delivery, client)
     outbox.abandon(state, store, 1_700_000_200.0)
     assert not outbox.waiting(store)
     assert only_run(client).info.status == "FINISHED"
@@ -293,7 +296,7 @@ def test_a_run_that_finished_in_another_store_is_not_copied_to_this_one(
 ) -> None:
     delivery = Delivery(state, store)
     delivery.end(Ending("FINISHED", 1_700_000_100.0), {})
-    delivery.send(client)
+    upload(delivery, client)
     outbox.abandon(state, other_store, 1_700_000_200.0)
     assert not outbox.waiting(other_store)
 
@@ -305,7 +308,7 @@ def test_a_run_that_began_for_another_store_is_closed_there(
     delivery = Delivery(state, store)
     delivery.begin(DESCRIPTION)
     if is_known:
-        delivery.send(client)
+        upload(delivery, client)
     outbox.abandon(state, other_store, 1_700_000_200.0)
     said: list[str] = []
     assert outbox.send(other_store.client(), other_store, said.append) == 1
@@ -317,16 +320,16 @@ def test_a_run_that_began_for_another_store_is_closed_there(
 def test_a_continued_run_is_running_again_and_then_finished(state: Path, store: Store, client: "MlflowClient") -> None:
     first = Delivery(state, store)
     first.end(Ending("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
-    first.send(client)
+    upload(first, client)
     assert only_run(client).info.status == "KILLED"
     assert only_run(client).data.tags["error"] == "stopped"
     note(state, 5, 5)
     again = Delivery(state, store)
     again.reopen()
-    again.send(client)
+    upload(again, client)
     assert only_run(client).info.status == "RUNNING"
     again.end(Ending("FINISHED", 1_700_000_300.0), {})
-    again.send(client)
+    upload(again, client)
     assert only_run(client).info.status == "FINISHED"
     assert "error" not in only_run(client).data.tags
     assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4, 5]
@@ -337,10 +340,10 @@ def test_a_finished_run_has_one_version_in_the_registry(state: Path, store: Stor
     (state / "pointer.json").write_text("{}")
     delivery = Delivery(state, store)
     delivery.end(Ending("FINISHED", 1_700_000_100.0, {}, version), {"model/pointer.json": state / "pointer.json"})
-    delivery.send(client)
+    upload(delivery, client)
     # as if killed before the end was noted
     (state / "delivery.json").write_text((state / "delivery.json").read_text().replace('"done": true', '"done": false'))
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     (found,) = client.search_model_versions("name = 'smollm'")
     run = only_run(client)
     assert (found.run_id, found.source) == (run.info.run_id, f"runs:/{run.info.run_id}/model")
@@ -383,13 +386,13 @@ def test_a_registry_that_does_not_answer_gets_the_version_later(
 
 
 def test_a_store_that_was_emptied_gets_the_whole_run_again(state: Path, store: Store, client: "MlflowClient") -> None:
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     lost = only_run(client).info.run_id
     with closing(sqlite3.connect(empty_store())) as empty, closing(sqlite3.connect(store.root / "mlflow.db")) as there:
         empty.backup(there)
     note(state, 5, 6)
     delivery = Delivery(state, store)
-    delivery.send(client)
+    upload(delivery, client)
     run = only_run(client)
     assert run.info.run_id == delivery.run_id != lost
     assert run.data.params == DESCRIPTION.params
@@ -399,7 +402,7 @@ def test_a_store_that_was_emptied_gets_the_whole_run_again(state: Path, store: S
 def test_a_run_that_its_user_deleted_is_dropped_with_one_line(
     state: Path, store: Store, client: "MlflowClient"
 ) -> None:
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     client.delete_run(only_run(client).info.run_id)
     note(state, 5, 6)
     outbox.put_aside(Delivery(state, store))
@@ -419,7 +422,7 @@ def test_the_warning_tells_a_refusal_from_an_outage(state: Path, store: Store, c
     said: list[str] = []
     tracker = Tracker(state, store, SETTINGS, said.append)
     tracker.start(DESCRIPTION)
-    tracker.drain()
+    tracker.flush()
     (line,) = said
     assert "refuses; training goes on. MlflowException: The experiment 1 must be in the 'active' state" in line
 
@@ -430,10 +433,49 @@ def test_after_its_deadline_a_store_is_asked_no_more(state: Path, store: Store, 
     deadline.limit(-1)
     deadline.limit(60)  # no later one moves it
     with deadline.waiting(), pytest.raises(TimeoutError, match="too slowly"):
-        delivery.send(client)
+        upload(delivery, client)
     assert delivery.state["offset"] == 0
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4]
+
+
+class BlockedClient:
+    """No call returns until it is let go, like one inside SQLite, or of a database whose machine has gone."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        self.let_go.wait()
+        raise ConnectionError("nobody there")
+
+
+def test_a_call_that_never_returns_holds_up_no_stage(
+    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    blocked, before = BlockedClient(), set(threading.enumerate())
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "client", lambda self: blocked)
+        tracker = Tracker(state, store, replace(SETTINGS, finish_seconds=0.5), said.append)
+        began = time.monotonic()
+        tracker.start(DESCRIPTION)
+        tracker.flush()
+        tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
+        assert time.monotonic() - began < 5
+        blocked.let_go.set()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(60)
+            assert not thread.is_alive()
+    assert said == [
+        f"MLflow ({store.shown}) does not answer; training goes on. "
+        "TimeoutError: no answer within tracking.finish_seconds (0.5)",
+        f"MLflow ({store.shown}) lacks part of this run; `make sync` sends it later",
+    ]
+    assert outbox.send(client, store, pytest.fail) == 0
+    run = only_run(client)
+    assert run.info.status == "FINISHED"
+    assert [step for step, _, _ in points(client, run)] == [1, 2, 3, 4]
 
 
 def test_publishing_takes_nothing_from_the_time_that_mlflow_has(
@@ -442,7 +484,7 @@ def test_publishing_takes_nothing_from_the_time_that_mlflow_has(
     said: list[str] = []
     tracker = Tracker(state, store, SETTINGS, said.append)
     tracker.start(DESCRIPTION)
-    tracker.drain()
+    tracker.flush()
     clock = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
     tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
@@ -477,12 +519,12 @@ def test_a_page_is_named_for_a_server_and_without_its_password() -> None:
 
 
 def test_another_store_gets_the_whole_run(state: Path, store: Store, client: "MlflowClient", tmp_path: Path) -> None:
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     root = tmp_path / "other"
     root.mkdir()
     shutil.copyfile(empty_store(), root / "mlflow.db")
     other = Store(f"sqlite:///{root}/mlflow.db", root)
-    Delivery(state, other).send(other.client())
+    upload(Delivery(state, other), other.client())
     assert [step for step, _, _ in points(other.client(), only_run(other.client()))] == [1, 2, 3, 4]
 
 
@@ -643,14 +685,14 @@ def test_a_run_for_another_store_waits_for_it(state: Path, store: Store, client:
 def test_a_parent_that_had_no_id_yet_is_found_by_its_mark(
     state: Path, store: Store, client: "MlflowClient", tmp_path: Path
 ) -> None:
-    Delivery(state, store).send(client)
+    upload(Delivery(state, store), client)
     parent = only_run(client).info.run_id
     child = tmp_path / "child"
     child.mkdir()
     values = {**vars(DESCRIPTION), "mark": "child", "datasets": [], "parent_mark": DESCRIPTION.mark}
     write_json(child / "description.json", values)
     delivery = Delivery(child, store)
-    delivery.send(client)
+    upload(delivery, client)
     assert client.get_run(str(delivery.run_id)).data.tags["mlflow.parentRunId"] == parent
 
 

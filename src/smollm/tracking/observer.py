@@ -62,7 +62,7 @@ class StageObserver:
 
     def flush(self) -> None:
         """Send what MLflow lacks, if it answers in time, so that `identity` has the run's id."""
-        self.tracker.drain()
+        self.tracker.flush()
 
     @property
     def identity(self) -> dict[str, Any]:

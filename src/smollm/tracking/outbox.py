@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smollm.state.files import write_json
-from smollm.tracking.delivery import Delivery, Dropped, read_json
+from smollm.tracking.deadline import Deadline
+from smollm.tracking.delivery import Delivery, read_json
 from smollm.tracking.run_record import Ending
-from smollm.tracking.store import Deadline, Store
+from smollm.tracking.store import Store
+from smollm.tracking.upload import Dropped, upload
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +34,7 @@ def put_aside(delivery: Delivery) -> None:
         OSError: there is no room for it, or what is there already is being sent; that stays.
     """
     directory = delivery.directory
-    if not (directory / "description.json").exists():  # killed before it could say what it was
+    if not delivery.has_begun:  # killed before it could say what it was
         return
     target = _folder(delivery.store) / delivery.mark
     draft = target.with_name(f".{target.name}.tmp")
@@ -41,13 +43,13 @@ def put_aside(delivery: Delivery) -> None:
     for name in ("journal.jsonl", "description.json", "status.json"):
         if (directory / name).exists():
             shutil.copyfile(directory / name, draft / name)
-    write_json(draft / "delivery.json", delivery.state)
+    write_json(draft / "delivery.json", dict(delivery.state))  # a thread that is stuck may yet note something
     if (directory / "artifacts").exists():
         shutil.copytree(directory / "artifacts", draft / "artifacts")
     with _held(target, Deadline(_MOMENT_SECONDS)):
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
-    delivery.note_aside()
+    delivery.note(aside=True)
 
 
 def withdraw(delivery: Delivery, deadline: Deadline) -> None:
@@ -95,7 +97,7 @@ def _is_sent(
                 warn(f"outbox: {name} is for {target}; set MLFLOW_TRACKING_URI to send it")
                 return False
             try:
-                Delivery(directory, store, deadline).send(client)
+                upload(Delivery(directory, store, deadline), client)
             except Dropped as error:
                 warn(f"outbox: {name} dropped: {error}")
             shutil.rmtree(directory)
@@ -123,6 +125,8 @@ def _held(directory: Path, deadline: Deadline) -> Iterator[bool]:
         TimeoutError: one of them has it still at the `deadline`.
     """
     while True:
+        if deadline.is_over:
+            raise TimeoutError(f"another process is sending {directory.name}")
         try:
             file = (directory / "description.json").open("r+b")  # makes none
         except FileNotFoundError:
@@ -132,8 +136,6 @@ def _held(directory: Path, deadline: Deadline) -> Iterator[bool]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if deadline.is_over:
-                    raise TimeoutError(f"another process is sending {directory.name}") from None
                 time.sleep(0.1)
                 continue
             if os.fstat(file.fileno()).st_nlink:  # else its holder has sent or replaced it

@@ -2,9 +2,7 @@
 
 import fcntl
 import logging
-import math
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -32,39 +30,6 @@ _REFUSALS = {
 def refuses(error: Exception) -> bool:
     """Whether MLflow has answered, and will answer the same when asked again."""
     return getattr(error, "error_code", None) in _REFUSALS
-
-
-class Deadline:
-    """How long something is waited for, in all; without end until that is limited."""
-
-    def __init__(self, seconds: float = math.inf) -> None:
-        self._left, self._end = seconds, time.monotonic() + seconds
-
-    def limit(self, seconds: float) -> None:
-        """Wait for `seconds` in all; the first limit counts."""
-        self._left = min(self._left, seconds)
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time within, and no other, as time waited."""
-        began = time.monotonic()
-        self._end = began + self._left
-        try:
-            yield
-        finally:
-            self._left -= time.monotonic() - began
-
-    @property
-    def is_over(self) -> bool:
-        return time.monotonic() > self._end
-
-    def check(self) -> None:
-        """
-        Raises:
-            TimeoutError: the time that MLflow has is over.
-        """
-        if self.is_over:
-            raise TimeoutError("it answers too slowly to be waited for")
 
 
 @dataclass(frozen=True)

@@ -1,108 +1,118 @@
-"""Sends a running stage's journal from a thread of its own."""
+"""Sends a running stage's journal to MLflow, from a thread of its own."""
 
-import logging
+import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smollm.config.tracking import TrackingConfig
 from smollm.tracking import outbox
-from smollm.tracking.delivery import Delivery, Dropped
+from smollm.tracking.deadline import Deadline
+from smollm.tracking.delivery import Delivery
 from smollm.tracking.run_record import Description, Ending
-from smollm.tracking.store import Deadline, Store, refuses
+from smollm.tracking.store import Store, refuses
+from smollm.tracking.system_metrics import SystemMetrics
+from smollm.tracking.upload import Dropped, upload
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 class Tracker:
-    """Sends a running stage's journal from a thread of its own."""
+    """Sends a running stage's journal to MLflow, from a thread of its own.
+
+    That thread alone calls MLflow. A call that never returns holds up nothing: at the deadline the stage goes on
+    without the thread, and what MLflow lacks is put into the outbox.
+    """
 
     def __init__(self, directory: Path, store: Store, settings: TrackingConfig, say: Callable[[str], None]) -> None:
+        self.store, self._settings, self._say = store, settings, say
         self._deadline = Deadline()
         self.delivery = Delivery(directory, store, self._deadline)
-        self.store, self._say = store, say
-        self._settings = settings
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._system_metrics = SystemMetrics(settings.system_metrics_every_seconds)
+        self._requests: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
+        self._is_flushing = False
+        self._thread = threading.Thread(target=self._send_until_flushed, name="tracking", daemon=True)
         self._client: MlflowClient | None = None
-        self._monitor: Any = None
-        self._warned = False
+        self._has_withdrawn = self._has_sent_outbox = False
+        self._has_warned = False
 
     def start(self, description: Description) -> None:
-        """Begin or go on with the run; returns at once."""
-        if (self.delivery.directory / "description.json").exists():
+        """Begin or continue the run; returns at once."""
+        if self.delivery.has_begun:
             self.delivery.reopen()
         else:
             self.delivery.begin(description)
         self._thread.start()
 
-    def drain(self) -> None:
-        """Stop the thread and send what is left, if MLflow answers in time."""
+    def flush(self) -> None:
+        """Stop measuring the system, and send what is left, if MLflow answers within `finish_seconds`."""
+        self._is_flushing = True
         self._deadline.limit(self._settings.finish_seconds)
-        self._stop.set()
-        with self._deadline.waiting():
-            self._thread.join()
-            if self._monitor is not None:
-                self._monitor.finish()
-                self._monitor = None
-            self._try()
+        is_sent = threading.Event()
+        self._requests.put(is_sent)
+        with self._deadline.waiting() as seconds:
+            if not is_sent.wait(seconds):
+                limit = self._settings.finish_seconds
+                self._warn(TimeoutError(f"no answer within tracking.finish_seconds ({limit:g})"))
 
     def end(self, ending: Ending, artifacts: dict[str, Path]) -> None:
-        """End the run; where MLflow does not answer, leave all of it in the outbox."""
-        self.drain()
+        """End the run; where MLflow does not answer in what is left of `finish_seconds`, leave it in the outbox."""
+        self.flush()
         try:
             self.delivery.end(ending, artifacts)
-            with self._deadline.waiting():
-                self._try()
-            if self.delivery.is_done and self.delivery.page:
-                self._say(f"MLflow: {self.delivery.page}")
+            self.flush()
             if not self.delivery.is_done:
                 outbox.put_aside(self.delivery)
                 self._say(f"MLflow ({self.store.shown}) lacks part of this run; `make sync` sends it later")
+            elif self.delivery.page:
+                self._say(f"MLflow: {self.delivery.page}")
         except OSError as error:  # a full disk, say, is no reason for a stage to fail that has done its work
             self._say(f"MLflow ({self.store.shown}) lacks part of this run, and the outbox does not take it: {error}")
+        self._requests.put(None)
 
-    def _work(self) -> None:
-        try:
-            outbox.withdraw(self.delivery, self._deadline)
-            outbox.send(self._client_of_store(), self.store, self._say, self._deadline)  # a parent may be among them
-        except Exception:  # as in _try, which says so
-            self._client = None
-        self._try()
-        while not self._stop.wait(self._settings.send_every_seconds):
-            self._try()
+    def _send_until_flushed(self) -> None:
+        """Send now and then while the stage runs; from its first request on, only when asked, until there is none."""
+        self._attempt()
+        while True:
+            try:
+                is_sent = self._requests.get(timeout=None if self._is_flushing else self._settings.send_every_seconds)
+            except queue.Empty:
+                self._attempt()
+                continue
+            if is_sent is None:
+                return
+            self._attempt()
+            is_sent.set()
 
-    def _try(self) -> None:
+    def _attempt(self) -> None:
+        """Send what MLflow lacks; training goes on whatever a store, or the way to it, raises."""
         try:
-            outbox.withdraw(self.delivery, self._deadline)  # what waits there is older than what goes on here
-            self.delivery.send(self._client_of_store())
-            if not (self._is_measuring or self._stop.is_set() or self.delivery.is_done):
-                self._monitor = self._start_monitor()
+            self._send()
         except Dropped as error:
             self._say(f"MLflow ({self.store.shown}): {error}")
-        except Exception as error:  # whatever a store or the way to it raises, training goes on
-            if not self._warned:
-                self._warned = True
-                verb = "refuses" if refuses(error) else "does not answer"
-                self._say(f"MLflow ({self.store.shown}) {verb}; training goes on. {self.store.reason(error)}")
+        except Exception as error:
+            self._warn(error)
 
-    def _client_of_store(self) -> "MlflowClient":
+    def _send(self) -> None:
+        if self._is_flushing:
+            self._system_metrics.stop()
+        self._deadline.check()  # a thread that was left behind takes nothing back from the outbox
+        if not self._has_withdrawn:
+            outbox.withdraw(self.delivery, self._deadline)  # what waits there is older than what goes on here
+            self._has_withdrawn = True
         if self._client is None:
             self._client = self.store.client()
-        return self._client
+        if not self._has_sent_outbox:
+            self._has_sent_outbox = True
+            outbox.send(self._client, self.store, self._say, self._deadline)  # a parent may be among them
+        upload(self.delivery, self._client)
+        if self.delivery.run_id and not self._is_flushing and not self.delivery.is_done:
+            self._system_metrics.ensure_running(self.delivery.run_id)
 
-    @property
-    def _is_measuring(self) -> bool:
-        """MLflow's loop of measuring ends for good with the first answer that it does not get."""
-        return self._monitor is not None and self._monitor._process.is_alive()
-
-    def _start_monitor(self) -> Any:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-        interval = self._settings.system_metrics_every_seconds
-        monitor = SystemMetricsMonitor(self.delivery.run_id, sampling_interval=interval, resume_logging=True)
-        monitor.start()
-        return monitor
+    def _warn(self, error: Exception) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            verb = "refuses" if refuses(error) else "does not answer"
+            self._say(f"MLflow ({self.store.shown}) {verb}; training goes on. {self.store.reason(error)}")
