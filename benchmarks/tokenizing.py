@@ -97,8 +97,8 @@ def main() -> None:
         maker.join()
         made = tokenizer.load(workspace / "tokenizer.json", END)
         print(f"corpus of {arguments.gigabytes:g} GB ({arguments.kind}) and tokenizer made", flush=True)
-        one = SourceConfig(CorpusSource.FILES, (f"data/raw/*.{arguments.kind}",), "text", _NO_HUB)
-        corpus = CorpusConfig(("stdlib",), 1e9, None, 0.02, one, one)
+        one = SourceConfig(CorpusSource.FILES, (f"data/raw/*.{arguments.kind}",), "text", None, _NO_HUB)
+        corpus = CorpusConfig(("stdlib",), 1e9, None, 0.02, 0.05, one, one)
         bare = [plain_rate(made, given) for _ in range(3)]
         memory = Memory()
         began = mark = time.perf_counter()

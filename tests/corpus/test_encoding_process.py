@@ -16,6 +16,7 @@ import pytest
 from support.corpus import CORPUS, END_OF_TEXT, TextSource
 from tokenizers import Tokenizer, models
 
+import smollm
 from smollm.corpus import encode
 from smollm.corpus.document import Document
 from smollm.corpus.encoding_process import EncodingProcess
@@ -125,7 +126,7 @@ def kill_one() -> None:
     [
         (fail, lambda _: None, "a fault of the test"),
         (lambda: None, fail, "a fault of the test"),
-        (kill_one, lambda _: None, "a process that encodes ended with exit status -9; free memory"),
+        (kill_one, lambda _: None, "an encoding process was killed by SIGKILL; free memory"),
     ],
     ids=["the reader", "the writer", "a process"],
 )
@@ -161,7 +162,7 @@ def test_a_reader_that_fails_while_processes_are_busy_ends_them(
 def test_a_kill_of_the_process_is_one_clear_line(process: EncodingProcess) -> None:
     (child,) = children()
     child.kill()
-    with pytest.raises(CorpusError, match="ended with exit status -9; free memory if there was none left"):
+    with pytest.raises(CorpusError, match="was killed by SIGKILL; free memory if there was none left"):
         process.encode(ODD)
 
 
@@ -169,7 +170,7 @@ def test_a_kill_while_it_encodes_is_the_same_line(process: EncodingProcess) -> N
     process.encode(ODD)
     (child,) = children()
     threading.Timer(0.2, child.kill).start()
-    with pytest.raises(CorpusError, match="ended with exit status -9"):
+    with pytest.raises(CorpusError, match="was killed by SIGKILL"):
         process.encode(LONG)
 
 
@@ -228,10 +229,23 @@ def test_a_message_that_breaks_off_ends_it_without_a_word(plain: Tokenizer) -> N
     first, second = pickle.dumps((plain.to_str(), "H")), pickle.dumps(ODD)
     for given in (b"", first[:5], first[:-5], first, first + second[:5], first + second[:-5]):
         done = subprocess.run(
-            [sys.executable, "-m", EncodingProcess.__module__],
+            [sys.executable, "-c", f"from {EncodingProcess.__module__} import main; main()"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             input=given,
             capture_output=True,
             check=True,
         )
         assert (done.stdout, done.stderr) == (b"", b"")
+
+
+@pytest.mark.parametrize("folder", ["a:b", "what?", "a%20b", "a#b", "a b", "h\u00e9", "quo'te"])
+def test_the_code_may_lie_in_a_folder_of_any_name(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Tokenizer
+) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "smollm").symlink_to(Path(smollm.__file__).parent)
+    others = [path for path in sys.path if not (Path(path) / "smollm").exists()]
+    monkeypatch.setattr(sys, "path", [str(tmp_path / folder), *others])
+    process = EncodingProcess(plain.to_str(), "H")
+    assert process.encode(["text"]) == [np.array(plain.encode("text").ids, np.uint16).tobytes()]
+    process.close()

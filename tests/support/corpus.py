@@ -14,8 +14,8 @@ from smollm.corpus.source import Source
 
 END_OF_TEXT = "<|endoftext|>"
 
-NO_FILES = SourceConfig(CorpusSource.FILES, (), "text", HubDatasetConfig(None, None, "train", None, True))
-CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, NO_FILES, NO_FILES)
+NO_FILES = SourceConfig(CorpusSource.FILES, (), "text", None, HubDatasetConfig(None, None, "train", None, True))
+CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, 0.05, NO_FILES, NO_FILES)
 """At most 1 MB, of which 0.3 is held out."""
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
@@ -46,15 +46,20 @@ def source_of(
     text_column: str = "text",
     dataset: str | None = None,
     streaming: bool = True,
+    template: str | None = None,
 ) -> Source:
     """The pretraining source of a workspace with these settings."""
-    config = SourceConfig(kind, files, text_column, HubDatasetConfig(dataset, None, "train", "main", streaming))
-    return Source("pretrain", CorpusConfig(packages, 1.0, None, 0.1, config, config), workspace)
+    config = SourceConfig(
+        kind, files, text_column, template, HubDatasetConfig(dataset, None, "train", "main", streaming)
+    )
+    return Source("pretrain", CorpusConfig(packages, 1.0, None, 0.1, 0.05, config, config), workspace)
 
 
-def files_of(workspace: Path, *globs: str, text_column: str = "text") -> Source:
+def files_of(workspace: Path, *globs: str, text_column: str = "text", template: str | None = None) -> Source:
     """The source that reads the files below data/raw that match `globs`, all of them where none is given."""
-    return source_of(workspace, CorpusSource.FILES, globs or ("data/raw/*",), text_column=text_column)
+    return source_of(
+        workspace, CorpusSource.FILES, globs or ("data/raw/*",), text_column=text_column, template=template
+    )
 
 
 def put_raw(workspace: Path, name: str, content: bytes) -> None:

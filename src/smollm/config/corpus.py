@@ -1,5 +1,6 @@
 """Section `corpus`: which text the model learns from."""
 
+import string
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
@@ -18,7 +19,7 @@ class CorpusSource(Enum):
     PYTHON_DOCS = "python-docs"
     """Their docstrings and documentation files."""
     FILES = "files"
-    """The user's own txt, md, jsonl, json, parquet or csv files, compressed or not."""
+    """The user's own txt, md, jsonl, ndjson, json, parquet, csv or tsv files, compressed or not."""
     HUB = "hub"
     """A dataset of the Hugging Face hub."""
 
@@ -35,6 +36,33 @@ _WHOLE_STARS = Rule(
     lambda globs: all(part == "**" or "**" not in part for g in globs for part in g.split("/")),
     "must have ** alone between slashes",
     f"write e.g. {RAW_DATA}**/*.txt",
+)
+
+
+def template_keys(template: str) -> list[str]:
+    """The keys in braces of a template for chat messages.
+
+    Raises:
+        ValueError: a brace has no partner, or there is more than a key between two.
+    """
+    fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
+    keys = [str(key) for _, key, form, conversion in fields if not form and conversion is None]
+    if len(keys) != len(fields) or not all(key.isidentifier() for key in keys):
+        raise ValueError
+    return keys
+
+
+def _is_template(template: str) -> bool:
+    try:
+        return bool(template_keys(template))
+    except ValueError:
+        return False
+
+
+_TEMPLATE = Rule(
+    _is_template,
+    "must hold keys of a message in braces, such as {content}",
+    r'write e.g. "{role}: {content}\n", and a brace of the text twice',
 )
 
 
@@ -61,7 +89,9 @@ class SourceConfig:
     files: Annotated[tuple[str, ...], _INSIDE_RAW, _WHOLE_STARS]
     """Globs below data/raw (source: files); `**` stands for folders of any depth."""
     text_column: str
-    """The column or key with the text, in jsonl, parquet, csv and hub datasets."""
+    """The column or key with the text, in tables and hub datasets; dots lead to nested ones, as in data.text."""
+    template: Annotated[str | None, _TEMPLATE]
+    """How a message becomes text where the column holds a chat, a list of messages with such keys."""
     hub: HubDatasetConfig
 
 
@@ -75,5 +105,7 @@ class CorpusConfig:
     """Upper bound of each stage's documents."""
     validation_fraction: Annotated[float, above(0), between(0, 0.5)]
     """Share of the documents held out from training."""
+    max_null_fraction: Annotated[float, between(0, 1)]
+    """Largest share of a table's rows whose text may be null; such rows are left out."""
     pretrain: SourceConfig
     finetune: SourceConfig

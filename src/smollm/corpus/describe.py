@@ -69,7 +69,12 @@ def overview(directories: dict[str, Path]) -> pd.DataFrame:
 
 def left_out(directories: dict[str, Path]) -> pd.DataFrame:
     """Documents that are in no token file, by reason, and the limit that ended the reading, a row for each stage."""
-    names = {"duplicates": "duplicates_removed", "blank": "blank_left_out", "not_utf8": "not_utf8_left_out"}
+    names = {
+        "duplicates": "duplicates_removed",
+        "blank": "blank_left_out",
+        "null": "null_left_out",
+        "not_utf8": "not_utf8_left_out",
+    }
     rows: list[dict[str, Any]] = []
     for stage, directory in directories.items():
         manifest = read_manifest(directory)
@@ -83,7 +88,8 @@ def sources(directory: Path) -> pd.DataFrame:
     by_package = str(read_manifest(directory)["source"]).startswith("python")
     found: list[pd.DataFrame] = []
     for table in documents_table(directory):
-        names = table["key"].str.split("/" if by_package else "#", n=1).str[0]
+        keys = table["key"]
+        names = keys.str.split("/", n=1).str[0] if by_package else keys.str.replace(r"#\d+$", "", regex=True)
         table = table.assign(source=names, documents=1)
         found = [pd.concat([*found, table]).groupby("source", as_index=False)[["documents", "bytes", "tokens"]].sum()]
     total = found[0].sort_values(["tokens", "source"], ascending=[False, True], ignore_index=True)

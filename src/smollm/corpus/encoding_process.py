@@ -1,8 +1,8 @@
-"""A process that encodes texts on one core, and the handle by which others use it.
+"""A child process that encodes texts on one core, and the handle that its parent uses.
 
-`tokenizers` shares its threads' cache and Python its one interpreter, so that one process gains little from many
-cores. A process here is a child that speaks over its standard streams, and ends when they close: whatever ends the
-one that started it, by whatever signal, ends it too.
+The threads of `tokenizers` share one cache, and Python has one interpreter lock, so one process gains little from many
+cores. A child talks over its standard streams and ends when they close: it never outlives its parent, whatever signal
+ends that.
 """
 
 import os
@@ -20,43 +20,45 @@ from smollm.errors import CorpusError
 
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
-    # glibc would keep what a long text took
+    # else glibc keeps the memory of a long text
     "MALLOC_MMAP_THRESHOLD_": "131072",
     "MALLOC_TRIM_THRESHOLD_": "131072",
 }
 
 
 class EncodingProcess:
-    """One child. Not to be used by two threads at once."""
+    """One child process. Not to be used by two threads at once."""
 
-    def __init__(self, tokenizer: str, type_code: str) -> None:
+    def __init__(self, tokenizer_json: str, type_code: str) -> None:
         """
         Args:
-            tokenizer: its JSON.
-            type_code: of the ids, as `array` has it.
+            tokenizer_json: the tokenizer.
+            type_code: of the ids, as for `array.array`.
 
         Raises:
             CorpusError: the process ended.
         """
+        # not by PYTHONPATH, which cannot hold a folder with a colon in its name
+        command = f"import sys; sys.path[:] = {sys.path!a}; from {__name__} import main; main()"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-c", command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **_ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C is for the one that holds the streams
+            env={**os.environ, **_ENVIRONMENT},
+            start_new_session=True,  # the parent alone answers to Ctrl-C
         )
         assert self._process.stdin and self._process.stdout
         self._input, self._output = self._process.stdin, self._process.stdout
-        with self._alive():
-            pickle.dump((tokenizer, type_code), self._input)
+        with self._reporting_its_end():
+            pickle.dump((tokenizer_json, type_code), self._input)
 
     def encode(self, texts: list[str]) -> list[bytes]:
-        """The ids of each text, without special tokens, in the bytes of an array.
+        """The ids of each text, without special tokens, as the bytes of an array.
 
         Raises:
             CorpusError: the tokenizer refused a text, or the process ended.
         """
-        with self._alive():
+        with self._reporting_its_end():
             pickle.dump(texts, self._input)
             self._input.flush()
             answer: list[bytes] | str = pickle.load(self._output)
@@ -65,46 +67,47 @@ class EncodingProcess:
         return answer
 
     def close(self) -> None:
-        """End the process, and wait for its end."""
+        """End the process and wait for it."""
         self._process.communicate()
 
     @contextmanager
-    def _alive(self) -> Iterator[None]:
-        """Say so where the process ends meanwhile, be it in the middle of an answer."""
+    def _reporting_its_end(self) -> Iterator[None]:
+        """Turn the broken pipe or cut-off answer of a process that ended into a CorpusError."""
         try:
             yield
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
             self.close()
-            raise CorpusError(
-                f"tokenize: a process that encodes ended with exit status {self._process.returncode}; "
-                "free memory if there was none left, and run `dvc repro` again"
-            ) from None
+            raise CorpusError(f"tokenize: an encoding process {_how_it_ended(self._process.returncode)}") from None
+
+
+def _how_it_ended(exit_code: int) -> str:
+    if exit_code == -signal.SIGKILL:
+        return "was killed by SIGKILL; free memory if there was none left, then run `dvc repro` again"
+    if exit_code < 0:
+        return f"was killed by {signal.Signals(-exit_code).name}; run `dvc repro` again"
+    return f"ended with exit status {exit_code}; its own error is printed above"
 
 
 def main() -> None:
-    """Answer texts from standard input until it ends, be it in the middle of one."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # without a traceback where nobody waits for the answer any more
+    """The child: encode what comes over standard input until that ends, be it in the middle of a message."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without a traceback where nobody reads the answer any more
     try:
-        json, type_code = pickle.load(sys.stdin.buffer)
-        tokenizer = Tokenizer.from_str(json)
-        del json
-        tokenizer.encode_special_tokens = True  # a document that spells one stays text; not part of the JSON
+        tokenizer_json, type_code = pickle.load(sys.stdin.buffer)
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+        del tokenizer_json
+        tokenizer.encode_special_tokens = True  # special tokens in a text are plain text; not part of the JSON
         while True:
-            pickle.dump(_answer(tokenizer, type_code, pickle.load(sys.stdin.buffer)), sys.stdout.buffer)
+            pickle.dump(_encode(tokenizer, type_code, pickle.load(sys.stdin.buffer)), sys.stdout.buffer)
             sys.stdout.buffer.flush()
     except (EOFError, pickle.UnpicklingError):
         return
 
 
-def _answer(tokenizer: Tokenizer, type_code: str, texts: list[str]) -> list[bytes] | str:
-    """The ids of each text, or what was wrong."""
+def _encode(tokenizer: Tokenizer, type_code: str, texts: list[str]) -> list[bytes] | str:
+    """The ids of each text, or the tokenizer's error."""
     try:
         # one by one: an encoding takes a hundred times the memory of its ids
-        ids = (tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids for text in texts)
-        return [array(type_code, one).tobytes() for one in ids]
+        encodings = (tokenizer.encode_batch_fast([text], add_special_tokens=False)[0] for text in texts)
+        return [array(type_code, encoding.ids).tobytes() for encoding in encodings]
     except BaseException as error:  # a panic of the library's is no Exception
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-if __name__ == "__main__":
-    main()

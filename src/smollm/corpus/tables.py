@@ -1,11 +1,15 @@
-"""Tables of text, JSON lines, CSV or Parquet, read row by row; nothing is made of a value but what it says."""
+"""Reads tables of text row by row: JSON, CSV and Parquet. A row is a mapping of column names to values."""
 
 import csv
+import itertools
 import json
+import math
+import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import pyarrow
 from pyarrow.parquet import ParquetFile
@@ -14,56 +18,151 @@ from smollm.corpus import text_files
 from smollm.errors import CorpusError
 
 Row = tuple[str, object]
-"""Where it is in the file, and its values by column (of a JSON file, whatever stands there)."""
+"""The row's place in the file, for messages, and the row (in a JSON file any value can stand there)."""
 
-ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
-_BATCH = 100
+_DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}
+"""Tried in this order, by suffix."""
+
+_DELIMITER_NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+_BATCH_ROWS = 100
 """Rows of a Parquet file that are in memory at once."""
+
+_JSON_CHUNK = 1 << 20
+"""Characters of a JSON file that are read at once."""
 
 
 def rows(path: Path, name: str, column: str) -> Iterator[Row]:
-    """The rows of a table.
+    """Yield the rows of a table.
 
     Args:
+        path: the file; its suffix tells the format.
         name: of the file, for messages.
-        column: the one that is needed; a Parquet file that has it gives no other.
+        column: the one that is needed, see `row_text.value_of`; of a Parquet file only this one is read.
 
     Raises:
-        CorpusError: a line cannot be read.
+        CorpusError: a row cannot be read.
         Exception: the file cannot be read; the libraries' errors have no common base.
     """
-    kind = text_files.ending(path)
-    if kind == ".parquet":
+    suffix = text_files.inner_suffix(path)
+    if suffix == ".parquet":
         yield from _parquet(path, column)
         return
-    with text_files.lines(path) as file:
-        yield from _csv(file, name) if kind == ".csv" else _json(file, name, is_lines=kind == ".jsonl")
+    with text_files.open_lines(path) as file:
+        if suffix in _DELIMITERS:
+            yield from _csv(file, name, column, _DELIMITERS[suffix])
+        elif suffix == ".json":
+            yield from _JsonReader(file, name).rows()
+        else:
+            yield from _json_lines(file, name)
 
 
-def _json(file: TextIO, name: str, is_lines: bool) -> Iterator[Row]:
-    """A row a line, else (by the first line) one list of rows, or one row, over many lines."""
+def _integer(digits: str) -> float:
+    """An integer of JSON; infinity for one so long that Python refuses to convert it."""
+    return int(digits) if len(digits) < 4000 else math.inf
+
+
+_JSON = json.JSONDecoder(parse_int=_integer)
+
+
+def _refuse_json(name: str, line: int, error: json.JSONDecodeError | RecursionError) -> NoReturn:
+    if isinstance(error, json.JSONDecodeError):
+        raise CorpusError(
+            f"{name}: line {line}: must be JSON, got {error.msg!r} at column {error.colno}; mend the line"
+        ) from None
+    raise CorpusError(
+        f"{name}: line {line}: must not be nested deeper than Python's JSON reader goes (about 1,000 levels), got "
+        "more; take the nested value out of the row"
+    ) from None
+
+
+def _json_lines(file: TextIO, name: str) -> Iterator[Row]:
+    """One row a line."""
     for number, line in enumerate(file, 1):
         if line.isspace():
             continue
-        is_lines = is_lines or (line.lstrip().startswith("{") and line.rstrip().endswith("}"))
         try:
-            value = json.loads((line if is_lines else line + file.read()).rstrip())
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f"{name}: line {number + error.lineno - 1}: must be JSON, got {error.msg!r} at column {error.colno}; "
-                "mend the line"
-            ) from None
-        if is_lines:
-            yield f"line {number}", value
-        else:
-            found = value if isinstance(value, list) else [value]
-            yield from ((f"row {index}", row) for index, row in enumerate(found))
+            yield f"line {number}", _JSON.decode(line.rstrip())
+        except (json.JSONDecodeError, RecursionError) as error:
+            _refuse_json(name, number, error)
 
 
-def _csv(file: TextIO, name: str) -> Iterator[Row]:
+class _JsonReader:
+    """Reads a JSON file of rows one after another, with or without line breaks inside, or of one list of rows.
+
+    Memory holds a chunk of the file, or the longest row.
+    """
+
+    _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
+
+    def __init__(self, file: TextIO, name: str) -> None:
+        self._file, self._name = file, name
+        self._text, self._position, self._lines_dropped = "", 0, 0
+
+    def rows(self) -> Iterator[Row]:
+        numbers = itertools.count()
+        while character := self._next_character():
+            if character != "[":
+                yield f"row {next(numbers)}", self._value()
+                continue
+            self._position += 1
+            while self._next_character() != "]":
+                yield f"row {next(numbers)}", self._value()
+                if (character := self._next_character()) == ",":
+                    self._position += 1
+                elif character != "]":
+                    self._refuse(json.JSONDecodeError("Expecting ',' delimiter", self._text, self._position))
+            self._position += 1
+
+    def _next_character(self) -> str:
+        """The next character that is not white space, which is not consumed; empty at the end of the file."""
+        while True:
+            match = self._WHITE_SPACE.match(self._text, self._position)
+            assert match
+            self._position = match.end()
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if not self._read_more():
+                return ""
+
+    def _value(self) -> object:
+        while True:
+            try:
+                value, end = _JSON.raw_decode(self._text, self._position)
+            except json.JSONDecodeError as error:
+                is_cut_off = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - 16
+                if not (is_cut_off and self._read_more()):
+                    self._refuse(error)
+            except RecursionError as error:
+                self._refuse(error)
+            else:
+                self._position = end
+                return value
+
+    def _read_more(self) -> bool:
+        """Read on, and drop what was consumed; False at the end of the file."""
+        more = self._file.read(max(_JSON_CHUNK, len(self._text) - self._position))
+        if more:
+            self._lines_dropped += self._text.count("\n", 0, self._position)
+            self._text, self._position = self._text[self._position :] + more, 0
+        return bool(more)
+
+    def _refuse(self, error: json.JSONDecodeError | RecursionError) -> NoReturn:
+        place = error.pos if isinstance(error, json.JSONDecodeError) else self._position
+        _refuse_json(self._name, 1 + self._lines_dropped + self._text.count("\n", 0, place), error)
+
+
+def _csv(file: TextIO, name: str, column: str, delimiters: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # a document may have any length
-    reader = csv.reader(file, strict=True)
+    head: list[str] = []  # up to the header
+    for line in file:
+        head.append(line)
+        if not line.isspace():
+            break
+    delimiter = _delimiter(head[-1], column, delimiters) if head else delimiters[0]
+    reader = csv.reader(itertools.chain(head, file), strict=True, delimiter=delimiter)
     header: list[str] = []
     places: dict[str, int] = {}
     end = 0
@@ -73,21 +172,34 @@ def _csv(file: TextIO, name: str) -> Iterator[Row]:
             if not cells or (len(cells) == 1 and cells[0].isspace()):  # a blank line
                 continue
             if not header:
-                header, places = cells, {column: cells.index(column) for column in cells}
+                header, places = cells, {cell: cells.index(cell) for cell in cells}
                 continue
             if len(cells) > len(header):
                 raise CorpusError(
                     f"{name}: line {begin}: must have no more cells than the header, which has {len(header)}, got "
-                    f"{len(cells)}; put a cell that holds a comma in quotes, or take the surplus out"
+                    f"{len(cells)}; put a cell that holds a {_DELIMITER_NAMES[delimiter]} in quotes, or take the "
+                    "surplus out"
                 )
-            yield f"line {begin}", {column: cells[place] for column, place in places.items() if place < len(cells)}
+            yield f"line {begin}", {cell: cells[place] for cell, place in places.items() if place < len(cells)}
     except csv.Error as error:
         raise CorpusError(f"{name}: line {end + 1}: must be CSV, got {error}; mend its quotes") from None
 
 
+def _delimiter(header: str, column: str, delimiters: str) -> str:
+    """The first delimiter by which the header has the column, else the first."""
+    for delimiter in delimiters:
+        with suppress(csv.Error):
+            if column in next(csv.reader([header], strict=True, delimiter=delimiter)):
+                return delimiter
+    return delimiters[0]
+
+
 def _parquet(path: Path, column: str) -> Iterator[Row]:
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # Arrow's own keeps half of what it has read
-    with ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:  # else it reads a row group's column whole
-        columns = [column] if column in file.schema_arrow.names else None
-        rows = (row for batch in file.iter_batches(_BATCH, columns=columns) for row in batch.to_pylist())
+    # without buffers of its own it reads a row group's column as a whole
+    with path.open("rb") as file, ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as table:
+        leaves = [table.schema.column(index).path for index in range(len(table.schema))]
+        is_there = column in table.schema_arrow.names or any(f"{leaf}.".startswith(f"{column}.") for leaf in leaves)
+        batches = table.iter_batches(_BATCH_ROWS, columns=[column] if is_there else None)
+        rows = (row for batch in batches for row in batch.to_pylist())
         yield from ((f"row {index}", row) for index, row in enumerate(rows))
