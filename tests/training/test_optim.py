@@ -284,6 +284,15 @@ def test_orthogonalizing_brings_singular_values_near_one(shape: tuple[int, ...],
     assert (values - torch.diag_embed(diagonal)).abs().max() < (1e-4 if dtype is torch.float32 else 0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("size", [3e-7, 1.0, 3e4])
+def test_the_size_of_an_update_does_not_matter_in_half_precision(size: float, dtype: torch.dtype) -> None:
+    matrix = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
+    exact = orthogonalize(matrix.double(), 5, torch.float64).flatten()
+    half = orthogonalize(size * matrix, 5, dtype).double().flatten()
+    assert float(exact @ half / exact.norm() / half.norm()) > 0.999
+
+
 def test_each_matrix_of_a_stack_is_orthogonalized_by_itself() -> None:
     torch.manual_seed(0)
     stack = torch.randn(3, 10, 16) * torch.tensor([1.0, 1000.0, 0.001])[:, None, None]

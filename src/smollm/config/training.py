@@ -49,7 +49,7 @@ class ScheduleConfig:
     decay_fraction: Annotated[float, between(0, 1)]
     """The last part of the stage, in which the rate falls linearly."""
     final_lr_fraction: Annotated[float, between(0, 1)]
-    """The rate at the last step, as a fraction of the peak."""
+    """The rate that the decay would reach one step after the last, as a fraction of the peak."""
 
 
 @dataclass(frozen=True)

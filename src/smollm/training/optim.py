@@ -33,9 +33,10 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if tall else matrices).to(dtype, memory_format=torch.contiguous_format)
-    shape = x.shape
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).view(-1, *shape[-2:])
+    x = matrices.mT if tall else matrices
+    # normalized before it is cast: float16 has no digits left for an update of 1e-7
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    shape, x = x.shape, x.to(dtype, memory_format=torch.contiguous_format).view(-1, *x.shape[-2:])
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -7,14 +7,15 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleConfig) 
     """The rate of step `step` of a stage's `steps`, counted from 1.
 
     The warm-up rises linearly and reaches the peak at its last step; the decay falls linearly and
-    reaches ``peak * final_lr_fraction`` at the last step of the stage.
+    would reach ``peak * final_lr_fraction`` one step after the last: with a fraction of 0 the last
+    step, too, trains.
     """
     assert 1 <= step <= steps, f"step {step} of {steps}"
     if step <= schedule.warmup_steps:
         return peak * step / schedule.warmup_steps
     decay_steps = round(schedule.decay_fraction * steps)
-    left = steps - step
-    if left >= decay_steps:
+    left = steps + 1 - step
+    if left > decay_steps:
         return peak
     floor = schedule.final_lr_fraction
-    return peak * (floor + (1 - floor) * left / decay_steps)
+    return peak * (floor + (1 - floor) * left / (decay_steps + 1))
