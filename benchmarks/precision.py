@@ -4,7 +4,7 @@
 
 The pipeline's own steps (AdamW, as `training_step.py` drives them) on the bytes of the standard library's
 sources, from the same weights and in the same order: the loss shows whether a precision follows bf16, the time
-what it costs, and float32 without TF32 what TF32 is worth.
+what it costs.
 """
 
 import argparse
@@ -25,13 +25,6 @@ from smollm.config.runtime import Precision
 from smollm.config.training import OptimizerKind
 from smollm.device import hardware
 
-VARIANTS = (
-    ("bf16", Precision.BF16, True),
-    ("fp16", Precision.FP16, True),
-    ("fp32, TF32", Precision.FP32, True),
-    ("fp32", Precision.FP32, False),
-)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,13 +36,12 @@ def main() -> None:
     shown = sorted({1, arguments.steps // 4, arguments.steps // 2, arguments.steps})
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print("| | ms a step | peak memory | loss at " + ", ".join(map(str, shown)) + " |\n|---|---|---|---|")
-    for name, precision, has_tf32 in VARIANTS:
+    for precision in Precision:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         torch._dynamo.reset()
         machine = hardware.choose(dataclasses.replace(config.runtime, precision=precision))
-        torch.set_float32_matmul_precision("high" if has_tf32 else "highest")
         times, losses = [], []
         with tempfile.TemporaryDirectory() as directory:
             step = our_step(config, machine, tokens, Path(directory))
@@ -59,10 +51,8 @@ def main() -> None:
                 times.append(time.perf_counter() - began)
         del step
         numbers = ", ".join(f"{losses[at - 1]:.4f}" for at in shown)
-        print(
-            f"| {name} | {1000 * statistics.median(times[3:]):.1f} | {machine.peak_memory_gib():.1f} GiB | {numbers} |",
-            flush=True,
-        )
+        milliseconds, memory = 1000 * statistics.median(times[3:]), machine.peak_memory_gib()
+        print(f"| {precision.value} | {milliseconds:.1f} | {memory:.1f} GiB | {numbers} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from smollm.errors import TrainingError
 
 RUNTIME = RuntimeConfig(
     device=DeviceKind.CPU,
-    precision=Precision.AUTO,
+    precision=Auto.AUTO,
     compile=False,
     processes=1,
     max_restarts=0,
@@ -52,6 +52,19 @@ def test_a_precision_that_the_cpu_has_is_used_for_matrix_products(
     assert product.dtype == dtype
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [Precision.TF32, Precision.FP32])
+def test_float32_products_on_a_gpu_are_as_exact_as_the_precision_says(gpu: Hardware, precision: Precision) -> None:
+    hardware = choose(replace(RUNTIME, device=DeviceKind.CUDA, precision=precision))
+    matrix = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).cuda()
+    with hardware.autocast():
+        product = matrix @ matrix
+    assert product.dtype == torch.float32
+    exact = matrix.double() @ matrix.double()
+    error = float((product.double() - exact).norm() / exact.norm())
+    assert (1e-5 < error < 1e-2) if precision is Precision.TF32 else error < 1e-6
+
+
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or not CPU_FLAGS.exists(), reason="reads what Linux says of an x86 CPU"
 )
@@ -68,10 +81,13 @@ def test_auto_precision_is_fp32_where_the_cpu_does_not_say_that_it_multiplies_bf
     assert choose(RUNTIME).precision is Precision.FP32
 
 
-def test_fp16_on_the_cpu_is_refused_in_one_line() -> None:
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.TF32])
+def test_a_precision_that_the_cpu_lacks_is_refused_in_one_line(precision: Precision) -> None:
     with pytest.raises(TrainingError) as caught:
-        choose(replace(RUNTIME, precision=Precision.FP16))
-    assert str(caught.value) == ("params.yaml: runtime.precision must be bf16 or fp32 on the CPU, got 'fp16'; use auto")
+        choose(replace(RUNTIME, precision=precision))
+    assert str(caught.value) == (
+        f"params.yaml: runtime.precision must not be {precision.value} on cpu, which does not compute in it; use auto"
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +108,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(
 def test_auto_device_is_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    hardware = choose(replace(RUNTIME, device=DeviceKind.AUTO))
+    hardware = choose(replace(RUNTIME, device=Auto.AUTO))
     assert hardware.device == torch.device("cpu")
     assert hardware.name
 

@@ -212,6 +212,19 @@ def test_the_pace_is_that_of_the_fastest_step_told_once_and_may_end_it(
     assert slow.step == 20
 
 
+def test_a_step_that_runs_out_of_memory_names_the_setting_to_lower(
+    trainers: TrainerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainers(tmp_path)
+
+    def run_out(_: float) -> tuple[float, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(trainer, "take_step", run_out)
+    with pytest.raises(TrainingError, match=r"^params\.yaml: runtime\.micro_batch_size must fit .* got 2 sequences"):
+        run(trainer)
+
+
 def test_a_second_signal_kills() -> None:
     with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -8,24 +8,28 @@ from smollm.config.fields import Auto, above, at_least
 
 
 class DeviceKind(Enum):
-    AUTO = "auto"
     CUDA = "cuda"
     MPS = "mps"
     CPU = "cpu"
 
 
 class Precision(Enum):
-    AUTO = "auto"
+    """What matrix products are computed in; weights, moments and sums are float32 in all of them."""
+
     BF16 = "bf16"
     FP16 = "fp16"
+    """With loss scaling."""
+    TF32 = "tf32"
+    """float32 with a 10-bit mantissa in products, on an NVIDIA GPU."""
     FP32 = "fp32"
+    """float32 throughout."""
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    device: DeviceKind
+    device: Auto | DeviceKind
     """auto: CUDA, else MPS, else the CPU."""
-    precision: Precision
+    precision: Auto | Precision
     """auto: bf16 where the device computes with it, else fp16 with loss scaling, else fp32."""
     compile: Auto | bool
     """auto: torch.compile where it works and pays: not for a few steps on a CPU."""

@@ -20,7 +20,10 @@ from smollm.errors import TrainingError
 _WORTH_COMPILING = 1000
 """Steps on a CPU after which compiling has paid for itself: 20 s of it for 0.02 s a step of the tiny preset."""
 
-_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
+_HALF_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+_REFUSED = {"cpu": (Precision.FP16, Precision.TF32), "mps": (Precision.TF32,)}
+"""Precisions that a kind of device does not compute in."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Hardware:
     @property
     def dtype(self) -> torch.dtype:
         """What matrix products are computed in."""
-        return _DTYPES[self.precision]
+        return _HALF_DTYPES.get(self.precision, torch.float32)
 
     @property
     def captures(self) -> bool:
@@ -44,7 +47,7 @@ class Hardware:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products and attention in `dtype`; weights and sums stay in float32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.precision is not Precision.FP32)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.precision in _HALF_DTYPES)
 
     def synchronize(self) -> None:
         """Wait for the device to have done what it was given."""
@@ -77,6 +80,11 @@ class Hardware:
             used = kilobytes * (1 if sys.platform == "darwin" else 1024)
         return float(used) / 2**30
 
+    def forget_peak_memory(self) -> None:
+        """Count `peak_memory_gib` from now on, where the device can: what failed is no peak of what runs."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
     def attention_kernel(self, query_heads: int, key_value_heads: int, head_dim: int, length: int) -> str:
         """Which kernel `scaled_dot_product_attention` chooses for these shapes."""
         if self.device.type != "cuda":
@@ -94,7 +102,7 @@ def seconds_since_start() -> float:
 
 
 def choose(runtime: RuntimeConfig, steps: int | None = None) -> Hardware:
-    """Resolve `runtime` on this machine, and switch TF32 on for what stays in float32.
+    """Resolve `runtime` on this machine; products that stay in float32 use TF32, unless the precision is fp32.
 
     Args:
         runtime: what is wanted.
@@ -105,7 +113,7 @@ def choose(runtime: RuntimeConfig, steps: int | None = None) -> Hardware:
     """
     device = _choose_device(runtime.device)
     precision = _choose_precision(runtime.precision, device)
-    torch.set_float32_matmul_precision("highest" if precision is Precision.FP32 and device.type == "cpu" else "high")
+    torch.set_float32_matmul_precision("highest" if precision is Precision.FP32 else "high")
     is_short = steps is not None and steps < _WORTH_COMPILING
     compiles = device.type == "cuda" or (device.type == "cpu" and not is_short and _compiler_exists())
     compiled = compiles if isinstance(runtime.compile, Auto) else runtime.compile
@@ -124,7 +132,7 @@ def count_processes(runtime: RuntimeConfig, sequences: int) -> int:
     gpus = torch.cuda.device_count() if is_gpu else 0
     if isinstance(runtime.processes, Auto):
         return max(n for n in range(1, max(1, gpus) + 1) if sequences % n == 0)
-    has_apple = runtime.device in (DeviceKind.AUTO, DeviceKind.MPS) and torch.backends.mps.is_available()
+    has_apple = runtime.device in (Auto.AUTO, DeviceKind.MPS) and torch.backends.mps.is_available()
     if runtime.processes > 1 and has_apple:
         raise TrainingError(
             f"params.yaml: runtime.processes must be 1 on a Mac's GPU, got {runtime.processes}; or set runtime.device "
@@ -140,7 +148,7 @@ def count_processes(runtime: RuntimeConfig, sequences: int) -> int:
 
 def takes_gpus(runtime: RuntimeConfig) -> bool:
     """Whether each process has an NVIDIA GPU of its own."""
-    return runtime.device in (DeviceKind.AUTO, DeviceKind.CUDA) and torch.cuda.is_available()
+    return runtime.device in (Auto.AUTO, DeviceKind.CUDA) and torch.cuda.is_available()
 
 
 def _compiler_exists() -> bool:
@@ -148,13 +156,13 @@ def _compiler_exists() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def _choose_device(wanted: DeviceKind) -> torch.device:
+def _choose_device(wanted: Auto | DeviceKind) -> torch.device:
     there: dict[DeviceKind, Callable[[], bool]] = {
         DeviceKind.CUDA: torch.cuda.is_available,
         DeviceKind.MPS: torch.backends.mps.is_available,
         DeviceKind.CPU: lambda: True,
     }
-    if wanted is DeviceKind.AUTO:
+    if isinstance(wanted, Auto):
         wanted = next(kind for kind, available in there.items() if available())
     elif not there[wanted]():
         raise TrainingError(
@@ -164,10 +172,13 @@ def _choose_device(wanted: DeviceKind) -> torch.device:
     return torch.device(wanted.value)
 
 
-def _choose_precision(wanted: Precision, device: torch.device) -> Precision:
-    if wanted is Precision.FP16 and device.type == "cpu":
-        raise TrainingError("params.yaml: runtime.precision must be bf16 or fp32 on the CPU, got 'fp16'; use auto")
-    if wanted is not Precision.AUTO:
+def _choose_precision(wanted: Auto | Precision, device: torch.device) -> Precision:
+    if wanted in _REFUSED.get(device.type, ()):
+        raise TrainingError(
+            f"params.yaml: runtime.precision must not be {wanted.value} on {device.type}, which does not compute in "
+            "it; use auto"
+        )
+    if not isinstance(wanted, Auto):
         return wanted
     if device.type == "cuda":
         return Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP16

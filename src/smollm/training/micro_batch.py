@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,18 +47,15 @@ class MicroBatchSearch:
         most = _MOST_TOKENS[self.hardware.device.type]
         sizes = candidates(self.share, self.batches.length, most) if isinstance(self.wanted, Auto) else [self.wanted]
         waiting = list(sizes)
-        # averaging keeps the gradient of the earlier micro-batches beside the one that is being exchanged
-        reserved = _reserve(model, 2 if self.group.size == 1 else 3, self.hardware)
         while waiting:
             try:
-                self._try(model, waiting[0])
+                self._try(model, waiting[0], self._reserve(model, waiting[0]))
             except Exception as error:
                 if _is_out_of_memory(error):
                     del waiting[0]
                 elif not self._fall_back(model, error):
                     raise
             else:
-                del reserved
                 return waiting[0]
             # outside the handlers, whose tracebacks hold the tensors
             gc.collect()
@@ -126,10 +123,19 @@ class MicroBatchSearch:
             shallow = LlamaForCausalLM(replace(model.config, num_hidden_layers=layers), model.execution)
         return shallow.to(self.hardware.device)
 
-    def _try(self, model: LlamaForCausalLM, size: int) -> None:
+    def _reserve(self, model: LlamaForCausalLM, size: int) -> list[torch.Tensor]:
+        """The memory on a GPU that training takes beside a micro-batch of `size` sequences and its gradient."""
+        if self.hardware.device.type != "cuda":
+            return []
+        # AdamW's two moments, and the gradient of the micro-batches before, or the one that is being averaged
+        numbers = 3 if size < self.share or self.group.size > 1 else 2
+        return [torch.empty_like(weight) for weight in model.parameters() for _ in range(numbers)]
+
+    def _try(self, model: LlamaForCausalLM, size: int, _beside: Sequence[torch.Tensor] = ()) -> None:
+        """Compute the gradient of `size` sequences, with other tensors in memory beside it."""
         try:
             inputs, targets = (torch.from_numpy(ids[:size].copy()).to(self.hardware.device) for ids in self.batches(1))
-            _beside = _reserve_validation(model, inputs, targets, self.hardware)
+            _validation = _reserve_validation(model, inputs, targets, self.hardware)
             with self.hardware.autocast():
                 loss = model.loss(inputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -169,13 +175,6 @@ def too_large(hardware: Hardware, size: int, length: int) -> TrainingError:
 def _is_out_of_memory(error: Exception) -> bool:
     # the CPU's allocator has no error of its own
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _reserve(model: LlamaForCausalLM, numbers: int, hardware: Hardware) -> list[torch.Tensor]:
-    """The memory that so many numbers a weight will take on a GPU: AdamW's two moments at least."""
-    if hardware.device.type != "cuda":
-        return []
-    return [torch.empty_like(weight) for weight in model.parameters() for _ in range(numbers)]
 
 
 def _reserve_validation(

@@ -28,7 +28,6 @@ from smollm.training.agreement import check_group, check_hardware, check_machine
 from smollm.training.assembly import Assembly, assemble
 from smollm.training.checkpoint import Checkpoint
 from smollm.training.data import TrainingData, token_directory
-from smollm.training.micro_batch import too_large
 from smollm.training.publish import Publisher
 from smollm.training.records import Records
 from smollm.training.settings import Settings
@@ -150,9 +149,6 @@ class TrainingStage:
                     failure.write(path, error.values, data.batches, tokens, data.tokenizer)
                     run.artifacts["failure.json"] = path
                 raise
-            except torch.OutOfMemoryError as error:
-                size, length = trainer.assembly.micro_batch, settings.training.sequence_length
-                raise too_large(trainer.hardware, size, length) from error
         if run is not None:
             # the last point of a curve says little of the speed of a run
             median = report.speed_metrics(trainer.journal.records())["tokens_per_second"]

@@ -22,6 +22,7 @@ from smollm.training.data import TrainingData
 from smollm.training.evaluate import Evaluator
 from smollm.training.failure import sequences_alone
 from smollm.training.loss_scale import LossScale
+from smollm.training.micro_batch import too_large
 from smollm.training.records import Records
 from smollm.training.schedule import learning_rate
 from smollm.training.settings import Settings
@@ -100,6 +101,7 @@ class Trainer:
         Raises:
             Interrupted: `stop` was signalled; the step was finished and saved.
             NonFinite: a loss or gradient is not finite; the step was not taken.
+            TrainingError: a step takes more memory than the search for a micro-batch found.
             OSError: a checkpoint could not be written.
         """
         training = self.settings.training
@@ -108,7 +110,10 @@ class Trainer:
         while self.done < training.steps:
             began = time.perf_counter()
             rate = learning_rate(self.done + 1, training.steps, training.optimizer.lr, training.schedule)
-            loss, norm = self.take_step(rate)
+            try:
+                loss, norm = self.take_step(rate)
+            except torch.OutOfMemoryError as error:
+                raise too_large(self.hardware, self.assembly.micro_batch, training.sequence_length) from error
             self.done += 1
             is_last = self.done == training.steps
             pace = self._speed.add(time.perf_counter() - began)
