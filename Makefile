@@ -13,13 +13,13 @@ ready := $(VENV)/.ready
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export VIRTUAL_ENV := $(abspath $(VENV))
 endif
-export PYTHONPATH := $(CURDIR)/src
+export PYTHONPATH := src$(if $(PYTHONPATH),:$(PYTHONPATH))
 # two files of tests at a time; the tests of a file share what they have run
 # (in alphabetical order: the files of few and long tests would else come last)
 PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow coverage bench check ui compare data push sync
+.PHONY: help setup repro test test-slow coverage bench check ui compare data push sync drop
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ data: $(ready)  ## what the text is: counts, sources, some documents (ARGS="--se
 
 push: $(ready)  ## copy checkpoints, models and data to the DVC remote
 	@python3 -m dvc push
+
+drop: $(ready)  ## remove a state that was kept after an edit (STATE=pretrain/..., as `make repro` names it)
+	@python3 -m smollm.operate.tidy $(or $(STATE),$(error make drop wants STATE=..., the name of a folder below .resume/))
 
 sync: $(ready)  ## send MLflow what it missed while it did not answer
 	@python3 -m smollm.tracking.outbox

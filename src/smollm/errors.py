@@ -1,7 +1,9 @@
 """The errors that a user can cause and mend: each ends a stage with one line, not a traceback."""
 
 import errno
+import os
 import signal
+import socket
 from typing import Any
 
 
@@ -54,18 +56,27 @@ class Interrupted(PipelineError):
         self.exit_code = 128 + signal_number
 
 
+_OF_A_NETWORK = {
+    *(errno.EPIPE, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT),
+    *(errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ECHILD, errno.ESRCH),
+}
+"""Error numbers of sockets, pipes and processes, unless the error names a file: one of a disk in the network, say."""
+
+
 def user_error(error: BaseException) -> PipelineError | None:
-    """`error`, or what it is to a user; None for a fault of the program's."""
+    """`error` as one that the user can mend: itself, or an error of the disk; None for a fault of the program."""
     if isinstance(error, PipelineError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if not isinstance(error, OSError) or error.errno is None or isinstance(error, socket.gaierror):
+        return None
+    if error.filename is None and error.errno in _OF_A_NETWORK:
+        return None
+    reason = error.strerror or os.strerror(error.errno)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
-        return StorageError(
-            f"the disk must have room{where}, got {error.strerror!r}; free some, then `dvc repro` goes on"
-        )
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
-        return StorageError(
-            f"the disk must be readable and writable, got {error.strerror!r} for {error.filename or 'a file'}; mend "
-            "that, then `dvc repro` goes on"
-        )
-    return None
+        return StorageError(f"the disk must have room{where}, got {reason!r}; free some, then `dvc repro` goes on")
+    return StorageError(
+        f"the disk must be readable and writable, got {reason!r} for {error.filename or 'a file'}; mend that, then "
+        "`dvc repro` goes on"
+    )

@@ -156,7 +156,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(
     full: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = checkpoint_bytes(full.model, OptimizerKind.MUON)
-    there = tmp_path / "checkpoints" / "step-00000250"
+    there = tmp_path / "state" / "checkpoints" / "step-00000250"
 
     def free(amount: float) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**13, 0, int(amount)))
@@ -180,3 +180,18 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(
     free(3 * size - 1001)
     with pytest.raises(StorageError):
         limit(full).check_disk(there.parent, keep=2)
+
+
+def test_a_disk_that_is_short_of_room_is_told_of_what_is_kept_from_before_edits(
+    full: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**13, 0, 0))
+    for state in ("one", "other"):
+        (tmp_path / state / "checkpoints" / "step-00000250").mkdir(parents=True)
+        (tmp_path / state / "journal.jsonl").touch()
+    with (tmp_path / "other" / "checkpoints" / "step-00000250" / "model.safetensors").open("wb") as file:
+        file.truncate(2_400_000_000)
+    with pytest.raises(
+        StorageError, match=r"free some \(`make drop STATE=\.\.\.`: 2\.4 GB are kept from before edits\), or"
+    ):
+        limit(full).check_disk(tmp_path / "one" / "checkpoints", keep=2)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from support.clone import Clone
-from support.mlflow_runs import client, runs
+from support.mlflow_runs import client, runs, steps
 from support.small_disk import fill, small_disk
-from support.training_runs import assert_equals_undisturbed, clone, exact_outputs, last_step, wait_for_step
+from support.training_runs import assert_equals_undisturbed, clone, exact_outputs, last_step, undisturbed, wait_for_step
 
 
 def error_line(output: str) -> str:
@@ -205,16 +205,50 @@ def test_an_edit_never_resumes_what_was_there(is_killed: bool, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_no_state_is_left_behind_by_edits_that_were_taken_back(tmp_path: Path) -> None:
+def test_undoing_an_edit_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Kill, edit, repro (killed early), undo: nothing of what was trained is lost, of either version."""
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    params = (project.directory / "params.yaml").read_text()
+    kill_after(project, 22)
+    ((first, newest),) = checkpoints_by_state(project).items()
+    edit_param(project)
+    kill_after(project, 12)
+    assert set(checkpoints_by_state(project)) > {first}
+    (project.directory / "params.yaml").write_text(params)
+    output = project.dvc("repro").stdout
+    assert re.search(r"pretrain: keeping \.resume/pretrain/\w+ \(at step 1\d, .* which has lr=0\.001; undo", output)
+    assert f"resumed from step {newest}\n" in output
+    expected = undisturbed(60, 8)
+    for path in [*exact_outputs("pretrain"), *exact_outputs("finetune")]:
+        assert (project.directory / path).read_bytes() == (expected.directory / path).read_bytes(), path
+    (finished,) = (run for run in runs(project)["pretrain"] if run.info.status == "FINISHED")
+    assert steps(project, finished.info.run_id, "train/loss") == list(range(1, 61))
+
+    edit_param(project)
+    output = project.dvc("repro", "pretrain").stdout
+    assert "resumed from step 10\n" in output
+    assert [run.info.status for run in runs(project)["pretrain"]] == ["FINISHED", "FINISHED"]
+
+
+def checkpoints_by_state(project: Clone) -> dict[str, int]:
+    """The step of the newest checkpoint of each state of pretrain, by fingerprint."""
+    paths = sorted(project.directory.glob(".resume/pretrain/*/checkpoints/step-*"))
+    return {path.parents[1].name: int(path.name.removeprefix("step-")) for path in paths}
+
+
+@pytest.mark.slow
+def test_what_is_kept_of_an_edit_that_was_taken_back_goes_when_asked_to(tmp_path: Path) -> None:
     project = clone(tmp_path / "project", pretrain=60, finetune=8)
     project.run("make", "repro", "VENV=")
     params = (project.directory / "params.yaml").read_text()
-    project.set({"pretrain.optimizer.lr": 1e-3})
+    edit_param(project)
     kill_after(project, 12)
-    assert list(project.directory.glob(".resume/pretrain/*/checkpoints/step-*"))
     (project.directory / "params.yaml").write_text(params)
     output = project.run("make", "repro", "VENV=").stdout
-    assert "pretrain: removing the state of a run with other inputs" in output
+    (name,) = re.findall(r"pretrain: keeping .*`make drop STATE=(\S+)` removes it", output)
+    assert [f"pretrain/{state}" for state in checkpoints_by_state(project)] == [name]
+    assert f"removed .resume/{name}" in project.run("make", "drop", "VENV=", f"STATE={name}").stdout
     assert not [path for path in (project.directory / ".resume").glob("*/*") if path.is_dir()]
-    project.run("make", "sync", "VENV=")
     assert {run.info.status for run in runs(project)["pretrain"]} == {"FINISHED", "KILLED"}
+    refused = project.run("make", "drop", "VENV=", f"STATE={name}", check=False)
+    assert error_line(refused.stdout) == f"ERROR: STATE must name a folder of .resume/, got '{name}'; there are: none"

@@ -2,14 +2,19 @@
 
 import errno
 import os
+import socket
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.structure import ROOT
 
 from smollm.errors import StorageError, user_error
-from smollm.state.files import disk_errors, write_atomically
+from smollm.state.files import disk_errors, replace_directory, sync_directory, write_atomically
 
 
 def test_an_error_that_a_library_puts_in_words_is_told_as_the_disks(tmp_path: Path) -> None:
@@ -38,16 +43,90 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert path.read_bytes() == b"new"
 
 
-@pytest.mark.parametrize(
-    ("code", "line"),
-    [
-        (errno.ENOSPC, "the disk must have room for /d/x, got 'No space left on device'; free some"),
-        (errno.EROFS, "must be readable and writable, got 'Read-only file system' for /d/x; mend that"),
-        (errno.EACCES, "must be readable and writable, got 'Permission denied' for /d/x; mend that"),
-    ],
-)
-def test_what_a_disk_refuses_is_one_line(code: int, line: str) -> None:
+@pytest.mark.parametrize("code", sorted(errno.errorcode), ids=errno.errorcode.get)
+def test_whatever_a_disk_refuses_is_one_line(code: int) -> None:
     error = user_error(OSError(code, os.strerror(code), "/d/x"))
     assert isinstance(error, StorageError)
-    assert line in str(error)
-    assert user_error(OSError(errno.ENOTDIR, "x")) is None
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        expected = f"the disk must have room for /d/x, got {os.strerror(code)!r}; free some, then `dvc repro` goes on"
+    else:
+        expected = (
+            f"the disk must be readable and writable, got {os.strerror(code)!r} for /d/x; mend that, then `dvc repro` "
+            "goes on"
+        )
+    assert str(error) == expected
+
+
+def test_an_error_of_the_disk_that_names_no_file_is_one_line_too() -> None:
+    assert "got 'Stale file handle' for a file; mend" in str(user_error(OSError(errno.ESTALE, "Stale file handle")))
+    assert "must have room, got 'No space left" in str(user_error(OSError(errno.ENOSPC, "No space left on device")))
+    assert f"got {os.strerror(errno.EIO)!r}" in str(user_error(OSError(errno.EIO, None)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        ChildProcessError(errno.ECHILD, "No child processes"),
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        OSError("a library's own words"),
+        ValueError("no error of the system"),
+    ],
+)
+def test_a_fault_that_is_not_of_the_disk_keeps_its_traceback(error: Exception) -> None:
+    assert user_error(error) is None
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_fsync_does_without(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert not sync_directory(tmp_path)
+    write_atomically(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+
+
+def test_an_fsync_that_fails_is_no_missing_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert sync_directory(tmp_path)
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(os, "fsync", fail)
+    for act in (lambda: sync_directory(tmp_path), lambda: write_atomically(tmp_path / "file", "new")):
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            act()
+        assert str(caught.value.filename).startswith(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "no draft is left"
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_published_folder_has_nothing_of_the_one_before(tmp_path: Path) -> None:
+    for name in ("new", "old"):
+        write_atomically(tmp_path / name / "deep" / name, name)
+    replace_directory(tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in (tmp_path / "old" / "deep").iterdir()] == ["new"]
+    assert (tmp_path / "old" / "deep" / "new").samefile(tmp_path / "new" / "deep" / "new")
+
+
+def test_where_there_are_no_links_a_folder_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_atomically(tmp_path / "new" / "file", "text")
+    replace_directory(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o027, 0o077])
+def test_a_file_of_a_library_gets_the_permissions_that_the_umask_leaves(mask: int, tmp_path: Path) -> None:
+    script = (
+        f"import os; os.umask({mask}); from pathlib import Path; from smollm.state.files import apply_umask\n"
+        "Path('file').touch(mode=0o600); apply_umask(Path('file'))"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": f"{ROOT}/src"}, check=True)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~mask

@@ -60,20 +60,22 @@ def exact_outputs(stage: str) -> list[str]:
     return [*checkpoint, f"checkpoints/{stage}/trainer_state.json", f"models/{stage}/model.safetensors", *reports]
 
 
-def journal(directory: Path, stage: str) -> bytes:
-    """The journal of a stage, empty before there is one."""
-    return b"".join(path.read_bytes() for path in directory.glob(f".resume/{stage}/*/journal.jsonl"))
+def journal(directory: Path, stage: str, since: float = 0.0) -> bytes:
+    """The journals of a stage, of all its states that were written to since then."""
+    journals = directory.glob(f".resume/{stage}/*/journal.jsonl")
+    return b"".join(path.read_bytes() for path in journals if path.stat().st_mtime >= since)
 
 
-def last_step(directory: Path, stage: str = "pretrain") -> int:
+def last_step(directory: Path, stage: str = "pretrain", since: float = 0.0) -> int:
     """The last step in the journal of a stage, 0 before it has one."""
-    recorded = re.findall(rb'"kind": "step", "step": (\d+)', journal(directory, stage))
+    recorded = re.findall(rb'"kind": "step", "step": (\d+)', journal(directory, stage, since))
     return int(recorded[-1]) if recorded else 0
 
 
 def wait_for_step(project: Clone, process: "subprocess.Popen[str]", step: int) -> None:
-    """Return when `pretrain`, which `process` runs, has recorded `step`."""
-    while last_step(project.directory) < step:
+    """Return when `pretrain`, which `process` has just begun to run, has recorded `step`."""
+    began = time.time()
+    while last_step(project.directory, since=began) < step:
         assert process.poll() is None, f"ended before step {step}"
         time.sleep(0.002)
 

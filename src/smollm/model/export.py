@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from smollm.config.model import ModelConfig
-from smollm.state.files import disk_errors, write_atomically, write_json
+from smollm.state.files import apply_umask, disk_errors, write_atomically, write_json
 
 
 def write_model(
@@ -27,7 +27,7 @@ def write_model(
     half = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in weights.items()}
     with disk_errors(directory / "model.safetensors"):
         save_file(half, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "model.safetensors").chmod(0o644)  # the library makes it private
+    apply_umask(directory / "model.safetensors")
     special = {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id}
     write_json(
         directory / "config.json",

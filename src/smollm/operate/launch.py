@@ -28,7 +28,7 @@ from smollm.config.runtime import RuntimeConfig
 from smollm.device.group import Group
 from smollm.device.hardware import count_processes, takes_gpus
 from smollm.errors import Interrupted, NonFinite, PipelineError, TrainingError, user_error
-from smollm.state.live_state import LEADER
+from smollm.state.lock import LEADER
 
 _VERDICT = "SMOLLM_VERDICT"
 """Names, for the processes, the file that the first error goes to."""

@@ -14,6 +14,7 @@ from smollm.config.model import ModelConfig
 from smollm.config.training import OptimizerKind, TrainingConfig
 from smollm.errors import ConfigError, PipelineError, StorageError, TrainingError
 from smollm.model.throughput import flops_per_token, parameter_count
+from smollm.state.files import file_stats
 from smollm.state.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -87,9 +88,12 @@ class Preflight:
         free = shutil.disk_usage(checkpoints).free
         needed = (keep + 1) * size - there
         if free < needed:
+            others = {path.parent for path in checkpoints.parents[1].glob("*/journal.jsonl")} - {checkpoints.parent}
+            kept = sum(file.st_size for state in others for file in file_stats(state)) / 1e9
+            drop = f" (`make drop STATE=...`: {kept:,.3g} GB are kept from before edits)" if others else ""
             raise StorageError(
                 f"{self.stage}: the disk must have {needed / 1e9:,.3g} GB free for {keep + 1} checkpoints of "
-                f"{size / 1e9:,.3g} GB, got {free / 1e9:,.3g} GB; free some, or lower runtime.keep_checkpoints"
+                f"{size / 1e9:,.3g} GB, got {free / 1e9:,.3g} GB; free some{drop}, or lower runtime.keep_checkpoints"
             )
 
     def _check(self, steps: int, seconds: float, how: str, pace: str) -> None:
@@ -97,8 +101,7 @@ class Preflight:
         if hours <= self.max_hours:
             return
         fitting = self._fitting_preset(self.step_flops / seconds)
-        length = "steps" if self.training.epochs is None else "epochs"
-        other = f"use `make repro PRESET={fitting}`" if fitting else f"lower {self.stage}.{length}, or the model"
+        other = f"use `make repro PRESET={fitting}`" if fitting else f"lower {self.stage}.steps, or the model"
         raise TrainingError(
             f"{self.stage}: must take at most runtime.max_hours ({self.max_hours:g}), got {how} {hours:,.1f} hours for "
             f"{steps} steps ({pace}); {other}, or raise runtime.max_hours"
@@ -112,9 +115,9 @@ class Preflight:
                 config = load(path)
             except PipelineError:
                 continue
-            training = _training(config, self.stage)
-            if config.corpus.pretrain.source is CorpusSource.FILES or training.steps is None:
+            if config.corpus.pretrain.source is CorpusSource.FILES:
                 continue  # wants a text that may not be there
+            training = _training(config, self.stage)
             hours[path.stem] = _step_flops(config.model, training) * training.steps / rate / 3600
         fitting = {name: value for name, value in hours.items() if value <= self.max_hours}
         return max(fitting, key=lambda name: fitting[name], default=None)
@@ -133,8 +136,6 @@ def refuse_endless(workspace: Workspace) -> None:
     for stage in ("pretrain", "finetune"):
         training = _training(config, stage)
         limit = Preflight(stage, config.model, training, config.runtime.max_hours, workspace.directory / "presets")
-        if training.steps is None:
-            continue  # epochs of a text that is still to be read; the stage's own start checks them
         if limit.is_short(training.steps) or workspace.recorded_params(stage) == workspace.params(stage):
             continue
         from smollm.device.hardware import choose, count_processes  # bring torch, which a short one does not need here

@@ -1,35 +1,64 @@
-"""Remove what is left of edits that were taken back: ``python -m smollm.operate.tidy``, the last step of `make repro`.
+"""Remove states that nobody goes on with: ``python -m smollm.operate.tidy``, the last step of `make repro`.
 
-DVC restores the result of values that ran before without starting a stage, so that no stage can. To be
-run when `dvc repro` has brought everything up to date: nothing is left to go on with.
+DVC restores the result of values that ran before without starting a stage, so that no stage can. To be run when
+`dvc repro` has brought everything up to date: what an edit has abandoned is left but for the newest of each stage,
+which are named. With names of states (`make drop STATE=pretrain/...`) those are removed, and nothing else.
 """
 
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from smollm.errors import StateError
 from smollm.stage.run import main
-from smollm.state.live_state import drop_all
+from smollm.state.saved import SavedState, abandoned_states, remove, remove_unneeded, saved_states
 from smollm.state.workspace import Workspace
 from smollm.tracking.console import say
+from smollm.tracking.kept import format_bytes, kept_line
 from smollm.tracking.outbox import abandon, send_waiting, waiting
 from smollm.tracking.store import Store
 
 
-def tidy() -> None:
+def tidy(names: list[str]) -> None:
+    """Remove the states of these names; without names, those that nobody goes on with."""
     workspace = Workspace.find(Path.cwd())
     store = Store.of(workspace.root)
-    abandoned: list[Path] = []
+    closed: list[Path] = []
 
     def close(directory: Path) -> None:
         abandon(directory, store, time.time())
-        abandoned.append(directory)
+        closed.append(directory)
 
-    drop_all(workspace, say, close)
-    for failure in workspace.directory.glob("reports/*/failure.json"):
-        failure.unlink()
-    if abandoned and waiting(store):
+    if names:
+        for name in names:
+            _drop(_named(name, workspace), close)
+    else:
+        remove_unneeded(workspace, say, close)
+        for stage in sorted({state.stage for state in saved_states(workspace)}):
+            for state in abandoned_states(workspace, stage, None):
+                say(kept_line(state, workspace.recorded_inputs(stage), workspace.recorded_params(stage) or {}))
+        for failure in workspace.directory.glob("reports/*/failure.json"):
+            failure.unlink()
+    if closed and waiting(store):
         send_waiting(store)
 
 
+def _drop(state: SavedState, on_removal: Callable[[Path], None]) -> None:
+    size = state.bytes
+    if not remove(state, on_removal):
+        holder = state.holder
+        raise StateError(f"{state.name}: no process must run it, got {holder}; stop it with `kill {holder.pid}`")
+    say(f"removed .resume/{state.name} ({format_bytes(size)})")
+
+
+def _named(name: str, workspace: Workspace) -> SavedState:
+    states = {state.name: state for state in saved_states(workspace)}
+    if name not in states:
+        known = ", ".join(states) or "none"
+        raise StateError(f"STATE must name a folder of .resume/, got {name!r}; there are: {known}")
+    return states[name]
+
+
 if __name__ == "__main__":
-    main(tidy)
+    main(lambda: tidy(sys.argv[1:]))

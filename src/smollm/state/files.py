@@ -1,38 +1,89 @@
-"""Files written whole or not at all, and content digests as DVC computes them."""
+"""Files and folders: written whole or not at all, brought to the disk, linked, digested."""
 
-import fnmatch
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a file system answers that has no fsync, of folders above all (CIFS, FUSE)."""
+
+
+def _umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+_UMASK = _umask()  # once, while there is one thread: it can only be read by setting it
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by a file with this text; a reader, or a kill, sees the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with disk_errors(path), draft.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            sync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, values: object) -> None:
     write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+def read_json(path: Path) -> dict[str, Any]:
+    """The values in a JSON file, none where it is missing or torn."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return values
+
+
+def sync(descriptor: int) -> bool:
+    """Bring an open file or folder to the disk, so that it survives a power cut; False where that is unsupported."""
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+        return False
+    return True
+
+
+def sync_directory(path: Path) -> bool:
+    """Make the names in a folder survive a power cut; False where the file system cannot."""
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def apply_umask(path: Path) -> None:
+    """Give a file that a library made private the permissions that any new file has."""
+    path.chmod(0o666 & ~_UMASK)
+
+
+def file_stats(directory: Path) -> Iterator[os.stat_result]:
+    """What the system knows of each file below `directory`; those that vanish meanwhile are passed over."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                yield (Path(folder) / name).lstat()
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -47,7 +98,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def replace_directory(source: Path, target: Path) -> None:
     """Make the directory `target` hold the files of `source`, linked where possible."""
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        shutil.rmtree(target)
     for file in sorted(source.rglob("*")):
         if file.is_file():
             link_or_copy(file, target / file.relative_to(source))
@@ -55,39 +107,24 @@ def replace_directory(source: Path, target: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raise as an OSError what a library tells in words of its own (`... (os error 28)`) of writing `path`."""
+    """Have an error of the disk name `path`, also where a library tells it in words (`... (os error 28)`).
+
+    Raises:
+        OSError: with the number of the error and a file.
+    """
     try:
         yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except Exception as error:
         code = re.search(r"\(os error (\d+)\)", str(error))
         if code is None:
             raise
-        raise OSError(int(code.group(1)), os.strerror(int(code.group(1))), str(path)) from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def file_digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-IGNORED = ("__pycache__", "*.pyc", ".venv", ".resume", "mlruns")
-"""What .dvcignore keeps from DVC's sight in any directory."""
-
-
-def dvc_digest(path: Path) -> str | None:
-    """The md5 that DVC gives a file or a directory (its ``.dir`` form); None where nothing is."""
-    if path.is_file():
-        return file_digest(path, "md5")
-    if not path.is_dir():
-        return None
-    entries = [
-        {"md5": file_digest(file, "md5"), "relpath": file.relative_to(path).as_posix()}
-        for file in path.rglob("*")
-        if file.is_file() and not any(map(_is_ignored, file.relative_to(path).parts))
-    ]
-    listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
-    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-def _is_ignored(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in IGNORED)

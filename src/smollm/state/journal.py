@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm.errors import StateError
+from smollm.state.files import disk_errors, sync
 
 EVENT = "event"
 """Kind of the records that are a line of the training log; any number may share a step."""
@@ -43,7 +44,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     """
     if not path.exists():
         return
-    with path.open("rb") as file:
+    with disk_errors(path), path.open("rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
@@ -71,26 +72,25 @@ class Journal:
             self._seen.add((record.kind, record.step))
             end = after
         self._file = path.open("ab", buffering=0)
-        self._file.truncate(end)  # a line torn by a kill
+        with disk_errors(path):
+            self._file.truncate(end)  # a line torn by a kill
         self._end = end
 
     def append(self, kind: str, step: int, **values: object) -> None:
         """Record `values`, unless this kind of record exists for `step` already and may only once.
 
         Raises:
-            OSError: the disk is full; nothing was recorded.
+            OSError: the disk is full, or refuses; nothing was recorded.
         """
         if kind not in (EVENT, HARDWARE) and (kind, step) in self._seen:
             return
         text = json.dumps({"kind": kind, "step": step, "time": time.time(), **values}, ensure_ascii=False)
         line = text.encode() + b"\n"
-        try:
+        with disk_errors(self.path):
             written = self._file.write(line)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-        if written != len(line):
-            self._file.truncate(self._end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            if written != len(line):
+                self._file.truncate(self._end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._end += written
         self._seen.add((kind, step))
 
@@ -102,8 +102,14 @@ class Journal:
         return [record for record, _ in read(self.path)]
 
     def sync(self) -> None:
-        """Bring everything recorded so far to the disk."""
-        os.fsync(self._file.fileno())
+        """Bring everything recorded so far to the disk.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        with disk_errors(self.path):
+            sync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with disk_errors(self.path):
+            self._file.close()

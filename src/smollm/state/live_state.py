@@ -1,61 +1,36 @@
 """The live state of a stage: everything it writes while it runs, in ``.resume/<stage>/<fingerprint>/``.
 
-DVC deletes a stage's outputs before it starts it, so what must survive a kill lives here, unknown
-to DVC. The fingerprint covers the stage's command, its dependencies and its parameters as dvc.yaml
-names them: a stage that is started with the same three goes on where it was, any other one starts
-afresh, and the state of abandoned ones is removed, as is that of a stage which DVC has recorded.
+DVC deletes a stage's outputs before it starts it, so what must survive a kill lives here, unknown to DVC. The
+fingerprint covers the stage's command, its dependencies and its parameters as dvc.yaml names them: a stage that is
+started with the same three goes on where it was, any other one starts from its beginning, in another folder. Three
+things protect a state: its lock (`lock`) from a second process, its fingerprint from being taken for another's, and
+`saved` from being removed while it is worth going back to.
 """
 
-import fcntl
-import json
-import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import NoReturn
 
 from smollm.errors import StateError
+from smollm.state.files import sync_directory, write_json
 from smollm.state.journal import COMPLETE, Journal
+from smollm.state.lock import LOCK_FILES, Holder, StateLock
+from smollm.state.saved import VERSION, SavedState, abandoned_states, remove_unneeded, saved_states
 from smollm.state.workspace import Workspace
 
-LEADER = "SMOLLM_LEADER"
-"""Names, where several processes do the work of one, the process that started them and ends them all."""
-
 _DYING_SECONDS = 30.0
-"""A killed process holds its lock until the disk has taken what it was writing."""
+"""How long a killed process may keep its lock, until the disk has taken what it was writing."""
 
-_PATIENCE_SECONDS = 7 * 24 * 3600.0
-"""DVC removes the folder of a queued experiment that was killed; it may be queued again, and then goes on."""
+_SILENT_SECONDS, _UNSEEN_SECONDS = 3600.0, 60.0
+"""How long a process of another workspace may write nothing to the state that is waited for, and how long one of
+another machine whose lock cannot be seen."""
 
-
-def drop_recorded(workspace: Workspace, on_removal: Callable[[Path], None]) -> None:
-    """Remove the states of stages that are done and recorded by DVC: nobody goes on with those.
-
-    Args:
-        workspace: whose dvc.lock tells.
-        on_removal: called with the folder of each before it is removed; an OSError keeps it.
-    """
-    for stage, directory in workspace.states():
-        if _is_complete(directory) and workspace.is_recorded(stage, directory.name):
-            _remove(directory, workspace, on_removal)
-    for grave in (workspace.root / ".resume").glob("*/.*"):  # of a process that was killed while it removed a state
-        shutil.rmtree(grave, ignore_errors=True)
-
-
-def drop_all(workspace: Workspace, say: Callable[[str], None], on_removal: Callable[[Path], None]) -> None:
-    """Remove every state that no process holds, once `dvc repro` has brought all stages up to date.
-
-    Args:
-        workspace: where it has.
-        say: prints a line for the user.
-        on_removal: as for `drop_recorded`.
-    """
-    drop_recorded(workspace, on_removal)
-    for stage, directory in workspace.states():
-        _remove(directory, workspace, _announced(stage, say, on_removal))
+_REMINDER_SECONDS = 600.0
+"""How often it is said that a stage still waits."""
 
 
 class LiveState:
@@ -83,36 +58,39 @@ class LiveState:
             say: prints a line for the user.
             on_removal: called with the folder of each state that nobody goes on with before it is removed; an
                 OSError keeps it.
-
-        Raises:
-            StateError: another process of this workspace runs the stage.
         """
         self.stage, self.workspace, self._say = stage, workspace, say
         self.inputs = workspace.inputs(stage)
         self.fingerprint = workspace.fingerprint(stage, self.inputs)
         self.directory = workspace.root / ".resume" / stage / self.fingerprint
+        self._saved = SavedState(stage, self.directory)
         self._on_removal = on_removal
 
     def __enter__(self) -> "LiveState":
-        self._visit_others()
-        self._lock = self._acquire()
-        if self.is_complete and self.workspace.is_recorded(self.stage, self.fingerprint):
-            self._say(f"{self.stage}: forced to run again; starting from its beginning")
-            # `complete` goes last: a kill in between leaves what is forced again
-            for path in sorted(self.directory.iterdir(), key=lambda path: path.name == "complete"):
-                if path.name != "lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        drop_recorded(self.workspace, self._on_removal)
-        self.journal = Journal(self.directory / "journal.jsonl")
+        """
+        Raises:
+            StateError: another process of this workspace runs the stage, or one elsewhere computes the same and hangs.
+        """
+        self._refuse_a_second_process()
+        with ExitStack() as stack:
+            lock = stack.enter_context(self._lock())
+            self._say_what_is_unprotected(lock)
+            if self.is_complete and self.workspace.is_recorded(self.stage, self.fingerprint):
+                self._say(f"{self.stage}: forced to run again; starting from its beginning")
+                self._clear()
+            remove_unneeded(self.workspace, self._say, self._on_removal, self.directory)
+            self._write_version()
+            self.journal = Journal(self.directory / "journal.jsonl")
+            stack.callback(self.journal.close)
+            self._exit = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.journal.close()
-        self._lock.close()
+        self._exit.close()
 
     @property
     def is_complete(self) -> bool:
-        return _is_complete(self.directory)
+        return self._saved.is_complete
 
     def mark_complete(self) -> None:
         self.journal.append(COMPLETE, 0)
@@ -122,6 +100,10 @@ class LiveState:
     def mark_incomplete(self) -> None:
         """Have the work gone on with: what was done is damaged."""
         (self.directory / "complete").unlink(missing_ok=True)
+
+    def abandoned(self) -> list[SavedState]:
+        """States of the stage that an edit made another one of; undone, the stage goes on with them."""
+        return abandoned_states(self.workspace, self.stage, self.directory)
 
     def check_unchanged(self) -> None:
         """
@@ -136,119 +118,77 @@ class LiveState:
                 "start; put them back and run `dvc repro` to have its result, or run `dvc repro` for the new ones"
             )
 
-    def _acquire(self) -> IO[str]:
-        said = False
+    def _refuse_a_second_process(self) -> None:
+        """Refuse to run beside a process of this workspace that is at the stage, such as an orphan of a killed DVC."""
+        deadline = time.monotonic() + _DYING_SECONDS
+        while (holder := self._process_of_this_workspace()) is not None:
+            if time.monotonic() > deadline:
+                self._refuse(holder)
+            time.sleep(0.1)
+
+    def _process_of_this_workspace(self) -> Holder | None:
+        for state in saved_states(self.workspace):
+            if state.stage == self.stage and state.holder.workspace == self.workspace.name:
+                with StateLock(state.directory) as lock:
+                    if not lock.acquire() and not lock.is_elsewhere:
+                        return lock.holder
+        return None
+
+    def _lock(self) -> StateLock:
+        """Lock the state, once a process of another workspace that computes the same has ended, and sign the lock.
+
+        Raises:
+            StateError: that process has written nothing to the state for long.
+        """
+        last_change, quiet_since, reminder, pause = -1.0, 0.0, 0.0, 0.1
         while True:
             self.directory.mkdir(parents=True, exist_ok=True)
-            try:
-                file = (self.directory / "lock").open("a+")
-            except FileNotFoundError:  # another process has just removed the state
-                continue
-            holder = _lock(file, self.workspace)
-            if holder is None:
-                if _is_file_at(file, self.directory / "lock"):
-                    file.seek(0)
-                    file.truncate()
-                    pid = int(os.environ.get(LEADER, os.getpid()))
-                    json.dump({"pid": pid, "workspace": str(self.workspace.directory)}, file)
-                    file.flush()
-                    return file
-            elif holder.get("workspace") == str(self.workspace.directory):
-                self._refuse(holder)
-            elif not said:
-                self._say(f"{self.stage}: waiting for process {holder.get('pid')}, which computes the same elsewhere")
-                said = True
-            file.close()
-            time.sleep(0.2)
+            now = time.monotonic()
+            if (change := self._saved.last_used) != last_change:
+                last_change, quiet_since = change, now
+            with ExitStack() as stack:
+                lock = stack.enter_context(StateLock(self.directory))
+                if lock.acquire(takes_over=now - quiet_since > _UNSEEN_SECONDS):
+                    lock.sign(self.workspace.name)
+                    stack.pop_all()
+                    return lock
+                holder = lock.holder
+            if now - quiet_since > _SILENT_SECONDS:
+                raise StateError(
+                    f"{self.stage}: {holder}, which computes the same elsewhere, must write to {self.directory}, got "
+                    f"nothing for {_SILENT_SECONDS / 60:.0f} minutes; stop it with `kill {holder.pid}`, then run "
+                    "`dvc repro` again"
+                )
+            if now >= reminder and holder.workspace is not None:
+                progress = f" (at step {self._saved.step})" if reminder else ""
+                self._say(f"{self.stage}: waiting for {holder}, which computes the same elsewhere{progress}")
+                reminder = now + _REMINDER_SECONDS
+            time.sleep(pause)
+            pause = min(5.0, 1.5 * pause)
 
-    def _visit_others(self) -> None:
-        """Refuse to run beside a process of this workspace; remove states that nobody will continue."""
-        for stage, directory in self.workspace.states():
-            if stage == self.stage and directory != self.directory:
-                holder = _remove(directory, self.workspace, _announced(stage, self._say, self._on_removal))
-                if holder and holder.get("workspace") == str(self.workspace.directory):
-                    self._refuse(holder)
+    def _say_what_is_unprotected(self, lock: StateLock) -> None:
+        """Say once what the file system cannot protect from; the stage runs all the same."""
+        lacks = []
+        if lock.unsupported:
+            lacks.append(f"file locks ({lock.unsupported.strerror}): do not run it on two machines at once")
+        if not sync_directory(self.directory):
+            lacks.append("fsync of folders: a power cut may cost the newest checkpoints")
+        for lack in lacks:
+            self._say(f"{self.stage}: the file system of {self.directory.parent.parent} has no {lack}")
 
-    def _refuse(self, holder: dict[str, Any]) -> None:
-        pid = holder.get("pid")
+    def _clear(self) -> None:
+        """Remove all but the lock; `complete` goes last: a kill in between leaves what is forced again."""
+        for path in sorted(self.directory.iterdir(), key=lambda path: path.name == "complete"):
+            if path.name not in LOCK_FILES:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _write_version(self) -> None:
+        command = self.workspace.stage(self.stage)["cmd"]
+        params = self.workspace.params(self.stage)
+        write_json(self.directory / VERSION, {"command": command, "inputs": self.inputs, "params": params})
+
+    def _refuse(self, holder: Holder) -> NoReturn:
         raise StateError(
-            f"{self.stage}: must be the only one running in this workspace, got process {pid} still at it; "
-            f"let it finish, or stop it with `kill {pid}`, then run `dvc repro` again"
+            f"{self.stage}: must be the only one running in this workspace, got {holder} still at it; "
+            f"let it finish, or stop it with `kill {holder.pid}`, then run `dvc repro` again"
         )
-
-
-def _is_complete(directory: Path) -> bool:
-    return (directory / "complete").exists()
-
-
-def _announced(stage: str, say: Callable[[str], None], on_removal: Callable[[Path], None]) -> Callable[[Path], None]:
-    def announce(directory: Path) -> None:
-        say(f"{stage}: removing the state of a run with other inputs ({directory.name})")
-        on_removal(directory)
-
-    return announce
-
-
-def _remove(directory: Path, workspace: Workspace, on_removal: Callable[[Path], None]) -> dict[str, Any] | None:
-    """Remove a state, unless a process holds it, which is returned, or others may want it."""
-    try:
-        file = (directory / "lock").open("a+")
-    except FileNotFoundError:  # another process has just removed it
-        return None
-    with file:
-        holder = _lock(file, workspace)
-        if holder is None and not _is_for_others(directory, file, workspace):
-            with suppress(OSError):
-                on_removal(directory)
-                # renamed first: a kill in between leaves nothing that passes for a state
-                grave = directory.with_name(f".{directory.name}")
-                shutil.rmtree(grave, ignore_errors=True)
-                directory.rename(grave)
-                shutil.rmtree(grave, ignore_errors=True)
-        return holder
-
-
-def _is_for_others(directory: Path, file: IO[str], workspace: Workspace) -> bool:
-    """Whether the state's last process ran in another workspace, where one may yet go on with it."""
-    owner = Path(_read_holder(file).get("workspace", workspace.directory))
-    if owner == workspace.directory:
-        return False
-    is_recent = time.time() - directory.stat().st_mtime < _PATIENCE_SECONDS
-    return owner.exists() or (is_recent and not _is_complete(directory))
-
-
-def _lock(file: IO[str], workspace: Workspace) -> dict[str, Any] | None:
-    """Lock `file` and return None, or return what its holder wrote there.
-
-    A holder of the same `workspace` may be one that was killed, and is given the time to end.
-    """
-    deadline = time.monotonic() + _DYING_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _read_holder(file)
-        else:
-            return None
-        # a holder that has not signed yet will in a moment
-        if holder.get("workspace") not in (None, str(workspace.directory)) or time.monotonic() > deadline:
-            return holder
-        time.sleep(0.1)
-
-
-def _read_holder(file: IO[str]) -> dict[str, Any]:
-    """What the last holder of the lock wrote there; nothing where it was killed before."""
-    file.seek(0)
-    try:
-        holder: dict[str, Any] = json.loads(file.read())
-    except ValueError:
-        return {}
-    return holder
-
-
-def _is_file_at(file: IO[str], path: Path) -> bool:
-    """Whether `path` still names the open `file`, which another process may have removed."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import stat
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from smollm.config.file import read_values
-from smollm.state.files import dvc_digest
+from smollm.state.files import file_digest
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,36 @@ class Workspace:
         """Of the stage as it would run now, with these `inputs`."""
         return fingerprint_of(self.stage(name)["cmd"], inputs, self.params(name))
 
-    def states(self) -> Iterator[tuple[str, Path]]:
-        """Each live state of the repository: its stage, and its folder, named by its fingerprint."""
-        for directory in sorted((self.root / ".resume").glob("*/[!.]*")):
-            yield directory.parent.name, directory
+    @property
+    def name(self) -> str:
+        """Its path from the repository, which stays the same when both are moved or copied: ``.`` but for DVC's own."""
+        return os.path.relpath(self.directory.resolve(), self.root.resolve())
 
     def inputs(self, name: str) -> dict[str, str | None]:
         """The digest of each of the stage's dependencies, by path."""
-        return {path: dvc_digest(self.directory / path) for path in self.stage(name)["deps"]}
+        return {path: self.digest(path) for path in self.stage(name)["deps"]}
+
+    def digest(self, path: str) -> str | None:
+        """The md5 that DVC gives a file or a folder (its ``.dir`` form) of the workspace; None where nothing is."""
+        absolute = self.directory / path
+        try:
+            is_folder = stat.S_ISDIR(absolute.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not is_folder:
+            return file_digest(absolute, "md5")
+        # what DVC passes over, .dvcignore and folders of its own, is DVC's to say
+        from dvc.fs import localfs
+        from dvc.ignore import DvcIgnoreFilter
+
+        seen = DvcIgnoreFilter(localfs, os.fspath(self.directory)).find(localfs, os.fspath(absolute))
+        files = {Path(file).relative_to(absolute).as_posix(): file_digest(Path(file), "md5") for file in seen}
+        listing = json.dumps([{"md5": files[file], "relpath": file} for file in sorted(files)])
+        return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+    def recorded_inputs(self, name: str) -> dict[str, str | None]:
+        """The digest of each of the stage's dependencies in dvc.lock, by path."""
+        return {dependency["path"]: dependency.get("md5") for dependency in self._recorded(name).get("deps", [])}
 
     def recorded_params(self, name: str) -> dict[str, Any] | None:
         """The values of the stage's params in dvc.lock, None where DVC has no result of it."""
@@ -65,9 +87,8 @@ class Workspace:
 
     def is_recorded(self, name: str, fingerprint: str) -> bool:
         """Whether dvc.lock holds the result of the stage for this fingerprint."""
-        entry = self._recorded(name)
-        inputs = {dependency["path"]: dependency.get("md5") for dependency in entry.get("deps", [])}
-        return fingerprint_of(entry.get("cmd", ""), inputs, self.recorded_params(name) or {}) == fingerprint
+        command = self._recorded(name).get("cmd", "")
+        return fingerprint_of(command, self.recorded_inputs(name), self.recorded_params(name) or {}) == fingerprint
 
     def _recorded(self, name: str) -> dict[str, Any]:
         """The stage's entry in dvc.lock, empty where it has none."""

@@ -11,11 +11,12 @@ from typing import Any
 
 from smollm.config.tracking import TrackingConfig
 from smollm.errors import Interrupted
-from smollm.state.files import dvc_digest, write_json
+from smollm.state.files import write_json
 from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace, is_code
 from smollm.tracking import provenance
 from smollm.tracking.console import say
+from smollm.tracking.kept import kept_line
 from smollm.tracking.run_name import run_name
 from smollm.tracking.run_record import Dataset, Description, Ending, Version
 from smollm.tracking.store import Store
@@ -42,7 +43,9 @@ class StageObserver:
         self.tracker = Tracker(state.directory, self.store, tracking, lambda line: say(f"{stage}: {line}"))
 
     def begin(self, inputs: RunInputs) -> None:
-        """Start to send the run to MLflow, without waiting for it."""
+        """Name the states kept from before edits, and start to send the run to MLflow without waiting for it."""
+        for abandoned in self.state.abandoned():
+            say(kept_line(abandoned, self.state.inputs, self.workspace.params(self.stage)))
         self.tracker.start(self._describe(inputs))
 
     @contextmanager
@@ -141,7 +144,7 @@ class StageObserver:
         return {"restore": restore, **{f"dvc.out.{path}": self._digest(path) for path in outputs}}
 
     def _digest(self, output: str) -> str:
-        return dvc_digest(self.workspace.directory / output) or ""
+        return self.workspace.digest(output) or ""
 
     def _version(self, registered_model: str, tags: dict[str, str], file: Path) -> Version:
         """A version for MLflow's registry: a pointer, written to `file`, to the model that DVC holds."""

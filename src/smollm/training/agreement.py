@@ -9,7 +9,6 @@ from smollm.config.file import near_divisors
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.errors import TrainingError
-from smollm.state.files import dvc_digest
 from smollm.state.workspace import Workspace
 from smollm.tracking import provenance
 from smollm.training.settings import Settings
@@ -49,9 +48,7 @@ def check_machines(settings: Settings, workspace: Workspace, group: Group) -> No
     # one machine has the same files for all; what another stage leaves behind is rank 0's to read
     is_first = group.local_rank == 0 and group.size > group.local_size
     dependencies = workspace.stage(settings.stage)["deps"] if is_first else []
-    inputs = {
-        path: dvc_digest(workspace.directory / path) for path in dependencies if not path.startswith("checkpoints")
-    }
+    inputs = {path: workspace.digest(path) for path in dependencies if not path.startswith("checkpoints")}
     runtime = {f"runtime.{k}": str(v) for k, v in asdict(settings.runtime).items() if k not in _OF_A_MACHINE}
     versions = {"torch": torch.__version__}
     everyone = group.all_gather({**workspace.params(settings.stage), **inputs, **runtime, **versions})

@@ -11,7 +11,6 @@ The JSON file is written last, and the folder gets its final name after that.
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from smollm.device.group import Group
 from smollm.errors import CheckpointError
-from smollm.state.files import disk_errors, file_digest, sync_directory, write_json
+from smollm.state.files import apply_umask, disk_errors, file_digest, sync, sync_directory, write_json
 
 FORMAT = 1
 _STATE, _MODEL, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
@@ -59,8 +58,9 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
     for name, values in tensors.items():
         with disk_errors(draft / name):
             save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, draft / name)
-        with (draft / name).open("rb+") as file:
-            os.fsync(file.fileno())
+        apply_umask(draft / name)
+        with disk_errors(draft / name), (draft / name).open("rb+") as file:
+            sync(file.fileno())
     digests = {name: file_digest(draft / name, "sha256") for name in tensors}
     content = {"format": FORMAT, **asdict(checkpoint.state), "sha256": digests}
     write_json(draft / _STATE, {**content, "own_sha256": _digest(content)})
