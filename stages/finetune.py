@@ -3,6 +3,7 @@
 from smollm.config.file import load
 from smollm.stage.run import main
 from smollm.state.workspace import Workspace
+from smollm.training.data import resolve_steps
 from smollm.training.settings import Settings
 from smollm.training.stage import TrainingStage
 from stages import WORKSPACE
@@ -15,7 +16,7 @@ def finetune() -> None:
         stage="finetune",
         seed=config.seed,
         model=config.model,
-        training=config.finetune,
+        training=resolve_steps(config.finetune, "finetune", WORKSPACE),
         evaluation=config.evaluation,
         runtime=config.runtime,
     )

@@ -3,6 +3,7 @@
 from smollm.config.file import load
 from smollm.stage.run import main
 from smollm.state.workspace import Workspace
+from smollm.training.data import resolve_steps
 from smollm.training.settings import Settings
 from smollm.training.stage import TrainingStage
 from stages import WORKSPACE
@@ -15,7 +16,7 @@ def pretrain() -> None:
         stage="pretrain",
         seed=config.seed,
         model=config.model,
-        training=config.pretrain,
+        training=resolve_steps(config.pretrain, "pretrain", WORKSPACE),
         evaluation=config.evaluation,
         runtime=config.runtime,
     )

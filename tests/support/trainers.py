@@ -29,6 +29,7 @@ from smollm.training.trainer import Trainer
 FINGERPRINT = "0123456789abcdef"
 TRAINING = TrainingConfig(
     steps=12,
+    epochs=None,
     sequences_per_step=4,
     sequence_length=16,
     optimizer=OptimizerConfig(OptimizerKind.MUON, 0.01, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95, 5),
@@ -74,7 +75,7 @@ class TrainerFactory:
 def run(trainer: Trainer) -> Trainer:
     """Train to the end."""
     with StopSignal() as stop:
-        trainer.run(stop, Progress("test", trainer.settings.training.steps, trainer.done))
+        trainer.run(stop, Progress("test", trainer.settings.steps, trainer.done))
     return trainer
 
 

@@ -1,18 +1,19 @@
 """How a step is cut for the hardware, and that the cut changes nothing that is computed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.trainers import TrainerFactory, run
+from support.trainers import TRAINING, TrainerFactory, run
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from smollm.config.fields import Auto
 from smollm.config.model import ModelConfig
-from smollm.config.training import OptimizerConfig, OptimizerKind, ScheduleConfig, TrainingConfig
+from smollm.config.training import OptimizerConfig, OptimizerKind, ScheduleConfig
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.errors import TrainingError
@@ -178,7 +179,8 @@ def train_one_step(
     directory: Path, config: ModelConfig, kind: OptimizerKind, tokenizer: Tokenizer, cpu: Hardware, micro_batch: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Weights and journalled numbers after one step on 32 sequences, `micro_batch` of them at a time."""
-    training = TrainingConfig(
+    training = replace(
+        TRAINING,
         steps=1,
         sequences_per_step=32,
         sequence_length=LENGTH,
@@ -186,7 +188,6 @@ def train_one_step(
         # is the gradient's sign, which hides a wrong scale and flips where the gradient is a rounding
         optimizer=OptimizerConfig(kind, 1e-3, 1e-3, 0.1, (0.9, 0.95), 0.1, 0.95, 5),
         schedule=ScheduleConfig(0, 0.0, 0.0),
-        mask_documents=False,
         gradient_clip=1e9,
         log_every_steps=1,
         sample_every_steps=1,

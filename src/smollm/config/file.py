@@ -146,14 +146,26 @@ def _check_training(name: str, config: Config, problems: Problems) -> None:
             training.sequence_length,
             f"use {context} or fewer",
         )
-    schedule = training.schedule
-    room = training.steps - round(schedule.decay_fraction * training.steps)
-    if schedule.warmup_steps > room:
+    if (training.steps is None) == (training.epochs is None):
         problems.add(
-            f"{name}.schedule.warmup_steps",
-            f"must leave room for the decay: at most {room} of the {training.steps} steps",
-            schedule.warmup_steps,
-            f"use {room} or fewer",
+            f"{name}.steps",
+            f"must be set, or {name}.epochs, and the other null",
+            training.steps,
+            f"set {name}.epochs to null" if training.steps else f"use e.g. 5000, or set {name}.epochs to e.g. 10",
+        )
+    elif training.steps is not None:
+        check_warmup(name, training, training.steps, problems)
+
+
+def check_warmup(stage: str, training: TrainingConfig, steps: int, problems: Problems) -> None:
+    """Add a problem where the warm-up of a stage of `steps` steps runs into its decay."""
+    most = training.most_warmup_steps(steps)
+    if training.schedule.warmup_steps > most:
+        problems.add(
+            f"{stage}.schedule.warmup_steps",
+            f"must leave room for the decay: at most {most} of the {steps} steps",
+            training.schedule.warmup_steps,
+            f"use {most} or fewer",
         )
 
 

@@ -54,7 +54,10 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    steps: Annotated[int, at_least(1)]
+    steps: Annotated[int | None, at_least(1)]
+    """Of the stage; null where `epochs` says it."""
+    epochs: Annotated[float | None, above(0)]
+    """How often the stage reads its text; null where `steps` says it."""
     sequences_per_step: Annotated[int, at_least(1)]
     """The global batch; how it is cut for the hardware is `runtime.micro_batch_size`."""
     sequence_length: Annotated[int, at_least(2)]
@@ -72,3 +75,11 @@ class TrainingConfig:
     @property
     def tokens_per_step(self) -> int:
         return self.sequences_per_step * self.sequence_length
+
+    def steps_of(self, epochs: float, tokens: int) -> int:
+        """How many steps read a text of `tokens` tokens `epochs` times."""
+        return max(1, round(epochs * tokens / self.tokens_per_step))
+
+    def most_warmup_steps(self, steps: int) -> int:
+        """What the decay leaves of `steps` steps."""
+        return steps - round(self.schedule.decay_fraction * steps)

@@ -101,7 +101,8 @@ class Preflight:
         if hours <= self.max_hours:
             return
         fitting = self._fitting_preset(self.step_flops / seconds)
-        other = f"use `make repro PRESET={fitting}`" if fitting else f"lower {self.stage}.steps, or the model"
+        length = "steps" if self.training.epochs is None else "epochs"
+        other = f"use `make repro PRESET={fitting}`" if fitting else f"lower {self.stage}.{length}, or the model"
         raise TrainingError(
             f"{self.stage}: must take at most runtime.max_hours ({self.max_hours:g}), got {how} {hours:,.1f} hours for "
             f"{steps} steps ({pace}); {other}, or raise runtime.max_hours"
@@ -115,9 +116,9 @@ class Preflight:
                 config = load(path)
             except PipelineError:
                 continue
-            if config.corpus.pretrain.source is CorpusSource.FILES:
-                continue  # wants a text that may not be there
             training = _training(config, self.stage)
+            if config.corpus.pretrain.source is CorpusSource.FILES or training.steps is None:
+                continue  # wants a text that may not be there
             hours[path.stem] = _step_flops(config.model, training) * training.steps / rate / 3600
         fitting = {name: value for name, value in hours.items() if value <= self.max_hours}
         return max(fitting, key=lambda name: fitting[name], default=None)
@@ -136,6 +137,8 @@ def refuse_endless(workspace: Workspace) -> None:
     for stage in ("pretrain", "finetune"):
         training = _training(config, stage)
         limit = Preflight(stage, config.model, training, config.runtime.max_hours, workspace.directory / "presets")
+        if training.steps is None:
+            continue  # epochs of a text that is still to be read; the stage's own start checks them
         if limit.is_short(training.steps) or workspace.recorded_params(stage) == workspace.params(stage):
             continue
         from smollm.device.hardware import choose, count_processes  # bring torch, which a short one does not need here

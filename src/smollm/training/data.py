@@ -1,10 +1,14 @@
 """What a training stage reads of tokenize's outputs: tokenizer, batches, held-out windows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from smollm.config.fields import Problems
+from smollm.config.file import check_warmup
+from smollm.config.training import TrainingConfig
+from smollm.errors import ConfigError
 from smollm.state.tokens import TRAIN, VALIDATION, open_tokenizer, open_tokens, read_manifest
 from smollm.training.batches import Batches, Ids, validation_windows
 from smollm.training.settings import Settings
@@ -13,6 +17,24 @@ from smollm.training.settings import Settings
 def token_directory(workspace: Path, stage: str) -> Path:
     """Where tokenize puts the token files of a stage's text."""
     return workspace / "data" / "tokens" / stage
+
+
+def resolve_steps(training: TrainingConfig, stage: str, workspace: Path) -> TrainingConfig:
+    """The same with a number of steps, which `epochs` gives where it is set: of the text that tokenize wrote.
+
+    Raises:
+        ConfigError: the warm-up does not fit into so few steps.
+        CorpusError: there is no such text.
+    """
+    if training.epochs is None:
+        return training
+    manifest = read_manifest(token_directory(workspace, stage))
+    steps = training.steps_of(training.epochs, int(manifest[TRAIN]["tokens"]))
+    problems = Problems("params.yaml")
+    check_warmup(stage, training, steps, problems)
+    if problems.lines:
+        raise ConfigError("\n".join(problems.lines))
+    return replace(training, steps=steps)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Publisher:
         records = run.state.journal.records()
         facts = {
             "parameters": parameter_count(self.settings.model),
-            "tokens": self.settings.training.steps * self.settings.training.tokens_per_step,
+            "tokens": self.settings.steps * self.settings.training.tokens_per_step,
             "corpus": str(manifest["documents_sha256"])[:16],
         }
         report.write_training(run.reports, f"{stage}: loss", records, facts)

@@ -16,5 +16,12 @@ class Settings:
     seed: int
     model: ModelConfig
     training: TrainingConfig
+    """With a number of steps, where the params have epochs."""
     evaluation: EvaluationConfig
     runtime: RuntimeConfig
+
+    @property
+    def steps(self) -> int:
+        """Of this stage."""
+        assert self.training.steps is not None, "resolved by resolve_steps"
+        return self.training.steps

@@ -80,7 +80,7 @@ class TrainingStage:
         check_machines(settings, self.workspace, group)
         self._check_vocabulary()
         seed_everything(settings.seed)
-        machine = hardware.choose(settings.runtime, settings.training.steps)
+        machine = hardware.choose(settings.runtime, settings.steps)
         check_hardware(settings, machine, group)
 
         start = self._start() if group.is_rank_zero else None
@@ -88,7 +88,7 @@ class TrainingStage:
         self._announce(records, machine, first_step, group)
         resumed = records.store.newest(lambda line: records.log(line, first_step))
         done = resumed.state.step - first_step if resumed else 0
-        preflight = self._check_preflight(records, machine, settings.training.steps - done, group)
+        preflight = self._check_preflight(records, machine, settings.steps - done, group)
 
         data = TrainingData.open(self.workspace.directory, settings, self.continues)
         assembly = assemble(
@@ -132,13 +132,13 @@ class TrainingStage:
 
         def on_pace(seconds: float) -> None:
             if run is not None:
-                steps = settings.training.steps - trainer.done
+                steps = settings.steps - trainer.done
                 preflight.check_pace(steps, seconds)
                 trainer.records.log(announce.pace(steps, seconds), trainer.step)
 
         if run is not None:
             _failure_report(run).unlink(missing_ok=True)  # of an earlier attempt
-        progress = Progress(settings.stage, settings.training.steps, trainer.done, is_shown=run is not None)
+        progress = Progress(settings.stage, settings.steps, trainer.done, is_shown=run is not None)
         with closing(trainer.store), closing(progress), StopSignal(second_kills=group.size == 1) as stop:
             try:
                 trainer.run(stop, progress, on_pace)
@@ -157,8 +157,8 @@ class TrainingStage:
     def _announce(self, records: Records, machine: hardware.Hardware, first_step: int, group: Group) -> None:
         model, training = self.settings.model, self.settings.training
         plan = announce.training_plan(
-            training.steps,
-            first_step + training.steps,
+            self.settings.steps,
+            first_step + self.settings.steps,
             training.tokens_per_step,
             flops_per_token(model, training.sequence_length),
             parameter_count(model),

@@ -107,15 +107,15 @@ class Trainer:
         training = self.settings.training
         if self.done == 0:
             self._validate()
-        while self.done < training.steps:
+        while self.done < self.settings.steps:
             began = time.perf_counter()
-            rate = learning_rate(self.done + 1, training.steps, training.optimizer.lr, training.schedule)
+            rate = learning_rate(self.done + 1, self.settings.steps, training.optimizer.lr, training.schedule)
             try:
                 loss, norm = self.take_step(rate)
             except torch.OutOfMemoryError as error:
                 raise too_large(self.hardware, self.assembly.micro_batch, training.sequence_length) from error
             self.done += 1
-            is_last = self.done == training.steps
+            is_last = self.done == self.settings.steps
             pace = self._speed.add(time.perf_counter() - began)
             if pace is not None:
                 on_pace(pace)
