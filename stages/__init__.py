@@ -1,4 +1,4 @@
-"""The pipeline's stages, each a module that DVC runs: ``PYTHONPATH=src python3 -m stages.<stage>``."""
+"""The pipeline's stages, each a module that DVC runs, with `src` and the workspace itself on PYTHONPATH."""
 
 import importlib.util
 import signal
