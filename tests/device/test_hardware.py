@@ -10,7 +10,7 @@ import torch
 
 from smollm.config.fields import Auto
 from smollm.config.runtime import DeviceKind, Precision, RuntimeConfig
-from smollm.device.hardware import Hardware, choose
+from smollm.device.hardware import Hardware, choose, count_processes
 from smollm.errors import TrainingError
 
 RUNTIME = RuntimeConfig(
@@ -142,3 +142,19 @@ def test_memory_and_attention_are_described(cpu: Hardware) -> None:
     cpu.synchronize()
     assert 0.01 < cpu.peak_memory_gib() < 1024
     assert cpu.attention_kernel(4, 2, 8, 16) == "cpu default"
+
+
+@pytest.mark.parametrize(("gpus", "sequences", "expected"), [(0, 32, 1), (1, 32, 1), (4, 32, 4), (3, 32, 2), (8, 6, 6)])
+def test_auto_takes_every_gpu_that_shares_a_step_evenly(
+    gpus: int, sequences: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert count_processes(replace(RUNTIME, device=Auto.AUTO, processes=Auto.AUTO), sequences) == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(TrainingError, match="must be at most the 2 GPUs of this machine, got 4; use auto"):
+        count_processes(replace(RUNTIME, device=Auto.AUTO, processes=4), 32)

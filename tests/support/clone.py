@@ -1,13 +1,13 @@
 """A temporary clone of the project in which tests run the real pipeline, small."""
 
-import atexit
-import functools
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,27 +60,36 @@ def environment() -> dict[str, str]:
     return kept
 
 
-def scratch() -> Path:
-    """A folder that is removed when the tests end."""
-    directory = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return Path(directory)
+SHARED = Path(os.environ.setdefault("SMOLLM_TESTS_SHARED", f"{tempfile.gettempdir()}/smollm-tests-{os.getpid()}"))
+"""What the tests of one session share, in all of its processes; removed when it ends."""
 
 
-@functools.cache
+def shared(name: str, build: Callable[[Path], object]) -> Path:
+    """A folder that `build` fills the first time any test of the session asks for it."""
+    directory = SHARED / name
+    SHARED.mkdir(exist_ok=True)
+    with (SHARED / f"{name}.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (SHARED / f"{name}.done").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            build(directory)
+            (SHARED / f"{name}.done").touch()
+    return directory
+
+
 def empty_store() -> Path:
     """MLflow's database with its tables and nothing in them."""
-    root = scratch()
-    Store(f"sqlite:///{root}/mlflow.db", root).client()
-    return root / "mlflow.db"
+
+    def build(directory: Path) -> None:
+        directory.mkdir()
+        Store(f"sqlite:///{directory}/mlflow.db", directory).client()
+
+    return shared("empty-store", build) / "mlflow.db"
 
 
-@functools.cache
 def tokenized() -> "Clone":
     """A clone in which only `tokenize` has run."""
-    clone = Clone.of_working_tree(scratch() / "project")
-    clone.repro("tokenize")
-    return clone
+    return Clone(shared("tokenized", lambda directory: Clone.of_working_tree(directory).repro("tokenize")))
 
 
 class Clone:

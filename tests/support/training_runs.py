@@ -1,12 +1,11 @@
 """Projects that train for real: started, watched step by step, and compared with one that nothing disturbed."""
 
-import functools
 import re
 import subprocess
 import time
 from pathlib import Path
 
-from support.clone import Clone, scratch
+from support.clone import Clone, shared
 from support.mlflow_runs import runs, steps
 
 TRAINING_STAGES = ("pretrain", "finetune")
@@ -29,12 +28,13 @@ def clone(directory: Path, **lengths: int) -> Clone:
     return project
 
 
-@functools.cache
 def undisturbed(pretrain: int, finetune: int) -> Clone:
     """A project of that many steps that has run without a fault."""
-    project = clone(scratch() / "project", pretrain=pretrain, finetune=finetune)
-    project.repro()
-    return project
+
+    def build(directory: Path) -> None:
+        clone(directory, pretrain=pretrain, finetune=finetune).repro()
+
+    return Clone(shared(f"{pretrain}-and-{finetune}-steps", build))
 
 
 def assert_equals_undisturbed(project: Clone, pretrain: int, finetune: int) -> None:

@@ -73,25 +73,30 @@ class Group:
             gc.collect()  # NCCL waits for ever for the end of a graph with a collective in it
             distributed.destroy_process_group()
 
-    def announce(self, end: str, seconds: float) -> None:
-        """Tell all ranks why the group ends, and wait at most `seconds` until each has read it."""
+    def announce(self, report: str, seconds: float) -> str:
+        """Tell all ranks why the group ends, and wait at most `seconds` until each has read it.
+
+        Returns:
+            What was announced first, by this rank or another.
+        """
         if self.store is None:
-            return
+            return report
         with suppress(distributed.DistError):  # the process that serves the store is gone
-            self.store.set("end", end)
+            report = str(self.store.compare_set("end", "", report), "utf-8")
             deadline = time.monotonic() + seconds
-            while self.store.add("heard", 0) < self.size and time.monotonic() < deadline:
+            while self.store.add("end/readers", 0) < self.size and time.monotonic() < deadline:
                 time.sleep(0.1)
+        return report
 
     def announced(self) -> str | None:
-        """What a rank announced, or None; each rank calls it until it has read something, once.
+        """What a rank announced, or None; each rank stops asking once it has read something.
 
         Raises:
             DistError: the process that serves the store is gone.
         """
         if self.store is None or not self.store.check(["end"]):
             return None
-        self.store.add("heard", 1)
+        self.store.add("end/readers", 1)
         return str(self.store.get("end"), "utf-8")
 
     def broadcast(self, value: T) -> T:

@@ -58,7 +58,7 @@ def started_from(stage: str, step: int) -> str:
 
 
 def processes_restarted(count: int, limit: int) -> str:
-    return f"a process ended; all have started anew, restart {count} of {limit}"
+    return f"a process ended; all were restarted from the last checkpoint, restart {count} of {limit}"
 
 
 def pace(steps: int, seconds_per_step: float) -> str:

@@ -60,7 +60,7 @@ class TrainingStage:
 
         def work(run: StageRun) -> None:
             group.broadcast(True)
-            if (restarts := launch.starts_before()) > 0:
+            if restarts := launch.count_restarts():
                 run.log(announce.processes_restarted(restarts, runtime.max_restarts))
             self._train(group, Records.of_rank_zero(run.state, runtime.keep_checkpoints, run.log), run)
 

@@ -1,0 +1,96 @@
+"""Projects whose training stages run in several processes, and the processes themselves."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from support.clone import Clone, environment, shared
+from support.servers import free_port
+
+EVERY_STEP = {
+    "pretrain.log_every_steps": 1,
+    "pretrain.steps": 40,
+    "pretrain.sequences_per_step": 12,  # for 1, 2, 3 and 4 processes
+    "finetune.steps": 10,
+    "finetune.sequences_per_step": 12,
+}
+
+SHARDED = {"runtime.shard_weights": True, "runtime.activation_checkpointing": True}
+
+
+def clone(directory: Path, processes: int, **more: object) -> Clone:
+    """A project whose training stages run in so many processes, with its text tokenized."""
+    project = Clone.of_working_tree(directory, with_tokens=True)
+    project.set({**EVERY_STEP, "runtime.processes": processes, **more})
+    project.commit("params")
+    return project
+
+
+def undisturbed(processes: int) -> Clone:
+    """A project that has run without a fault."""
+    return Clone(shared(f"{processes}-processes", lambda directory: clone(directory, processes).repro()))
+
+
+def losses(project: Clone, stage: str = "pretrain") -> list[float]:
+    return [float(row[1]) for row in project.rows(f"reports/{stage}/losses.tsv")]
+
+
+def workers(project: Clone) -> list[int]:
+    """The processes that train, by rank: not DVC, not the agent."""
+    pids: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").resolve() != project.directory.resolve():
+                continue
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = next((variable for variable in variables if variable.startswith(b"RANK=")), None)
+        if rank is not None:
+            pids[int(rank[5:])] = int(entry.name)
+    return [pids[rank] for rank in sorted(pids)]
+
+
+def agent(project: Clone) -> int:
+    """The process that started them."""
+    return int(Path(f"/proc/{workers(project)[0]}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def wait_for_end(project: Clone, seconds: float) -> None:
+    """Return when none of the project's processes trains any more."""
+    deadline = time.monotonic() + seconds
+    while workers(project):
+        assert time.monotonic() < deadline, "processes are left"
+        time.sleep(0.1)
+
+
+def rendezvous(seconds: int = 60) -> dict[str, str]:
+    """torchrun's settings for two machines that meet at a free port of this one."""
+    return {
+        "PET_NNODES": "2",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": f"localhost:{free_port()}",
+        "PET_RDZV_ID": "test",
+        "PET_RDZV_CONF": f"join_timeout={seconds},read_timeout={seconds}",
+    }
+
+
+def start_without_dvc(project: Clone, **variables: str) -> "subprocess.Popen[str]":
+    """Start pretrain as one does on the machines where DVC does not run."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.pretrain"],
+        cwd=project.directory,
+        env=environment() | {"PYTHONPATH": "src"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def two_machines(directory: Path) -> tuple[Clone, Clone]:
+    """The same project twice, with its tokens: one for the machine with DVC, one for the other."""
+    here = clone(directory / "here", 1)
+    here.repro("tokenize")
+    subprocess.run(["cp", "-r", here.directory, directory / "there"], check=True)
+    return here, Clone(directory / "there")
