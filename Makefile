@@ -67,10 +67,7 @@ check: $(ready)  ## ruff and mypy
 	@mypy src stages
 
 ui: $(ready)  ## MLflow's pages, on port 5000 of this machine (ARGS="--port 5001")
-	@case "$$MLFLOW_TRACKING_URI" in \
-	http*) echo "MLFLOW_TRACKING_URI names a server: its pages are at that address" ;; \
-	*) mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlruns/mlflow.db}" $(ARGS) ;; \
-	esac
+	@python3 -m smollm.tracking.ui $(ARGS)
 
 compare: $(ready)  ## a table of all runs (ARGS="--sort bits_per_byte --csv runs.csv")
 	@python3 -m smollm.tracking.compare $(ARGS)

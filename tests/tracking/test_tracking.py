@@ -1,5 +1,7 @@
 """Delivery to a real MLflow store: whole, once, late, and without a password in sight."""
 
+import errno
+import os
 import shutil
 import sqlite3
 import threading
@@ -651,6 +653,30 @@ def test_an_outbox_that_cannot_be_used_stops_no_stage(state: Path, store: Store,
     tracker.start(DESCRIPTION)
     tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
     assert "NotADirectoryError" in said[0]
+
+
+def test_a_disk_without_room_for_the_outbox_is_told_in_plain_words(
+    state: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    log = state / "log.txt"
+    log.touch()
+    said: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "client", lambda self: DeadClient())
+        tracker = Tracker(state, store, SETTINGS, said.append)
+        tracker.start(DESCRIPTION)
+        tracker.flush()
+        patched.setattr(outbox, "link_or_copy", full)
+        tracker.end(Ending("FINISHED", 1_700_000_100.0), {"log.txt": log})
+    draft = store.root / "outbox" / f".{DESCRIPTION.mark}.tmp"
+    assert said[-1] == (
+        f"MLflow ({store.shown}) lacks part of this run, and the outbox does not take it: "
+        f"[Errno 28] No space left on device: '{draft}/artifacts/log.txt'"
+    )
+    assert not draft.exists()
 
 
 def test_folders_that_are_no_deliveries_are_left_alone(state: Path, store: Store, client: "MlflowClient") -> None:

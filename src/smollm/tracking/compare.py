@@ -11,7 +11,11 @@ import pandas as pd
 from smollm.config.file import load
 from smollm.errors import ConfigError
 from smollm.state.workspace import Workspace
+from smollm.tracking.deadline import within
 from smollm.tracking.store import Store
+
+_ANSWER_SECONDS = 300.0
+"""How long MLflow may take to give all runs."""
 
 _COLUMNS = {
     "tags.mlflow.runName": "run",
@@ -96,7 +100,7 @@ def main() -> None:
     except ConfigError as error:
         raise SystemExit(f"ERROR: {error}") from None
     try:
-        runs = store.search_runs(experiment)
+        runs = within(_ANSWER_SECONDS, lambda: store.search_runs(experiment))
     except Exception as error:  # whatever a store or the way to it raises
         raise SystemExit(store.outage(error)) from None
     compared = table(runs, arguments.stage, arguments.sort, arguments.descending)

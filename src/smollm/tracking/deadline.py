@@ -1,9 +1,13 @@
-"""A limit to how long MLflow may keep a stage waiting."""
+"""Limits to how long MLflow may keep a stage, or a command, waiting."""
 
 import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Deadline:
@@ -37,3 +41,28 @@ class Deadline:
         """
         if self.is_over:
             raise TimeoutError("it answers too slowly to be waited for")
+
+
+def within(seconds: float, action: Callable[[], T]) -> T:
+    """The result of `action`, which runs in a thread that is left behind if it takes longer.
+
+    Raises:
+        TimeoutError: it does.
+        Exception: what `action` raises.
+    """
+    outcome: list[T | Exception] = []
+
+    def act() -> None:
+        try:
+            outcome.append(action())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]

@@ -69,13 +69,13 @@ class StageObserver:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """How to find the run in MLflow, for run.json; the store relative to the repository it lies in."""
+        """How to find the run in MLflow, for run.json."""
         delivery = self.tracker.delivery
         return {
             "mlflow_run_id": delivery.run_id,
             "mlflow_mark": delivery.mark,
             "mlflow_experiment": delivery.state.get("experiment"),
-            "mlflow_tracking_uri": self.store.shown.replace(f"{self.workspace.root}/", ""),
+            "mlflow_tracking_uri": self.store.shown,
         }
 
     def finish(self, artifacts: dict[str, Path], registered_model: str | None) -> None:

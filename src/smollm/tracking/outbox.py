@@ -3,7 +3,6 @@
 ``python -m smollm.tracking.outbox`` (`make sync`) sends them now.
 """
 
-import fcntl
 import os
 import shutil
 import sys
@@ -13,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smollm.state.files import write_json
-from smollm.tracking.deadline import Deadline
+from smollm.state.files import link_or_copy, write_json
+from smollm.tracking.deadline import Deadline, within
 from smollm.tracking.delivery import Delivery, read_json
+from smollm.tracking.lock import try_lock
 from smollm.tracking.run_record import Ending
 from smollm.tracking.store import Store
 from smollm.tracking.upload import Dropped, upload
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _MOMENT_SECONDS = 5.0
 """How long a stage waits at its start or end for another process that is sending what it must replace."""
 
+_RUN_SECONDS = 600.0
+"""How long `send_waiting` may take for each run, weights to upload included."""
+
 
 def put_aside(delivery: Delivery) -> None:
     """Copy a delivery to the outbox, from where it is sent later.
@@ -33,23 +36,31 @@ def put_aside(delivery: Delivery) -> None:
     Raises:
         OSError: there is no room for it, or what is there already is being sent; that stays.
     """
-    directory = delivery.directory
     if not delivery.has_begun:  # killed before it could say what it was
         return
     target = _folder(delivery.store) / delivery.mark
     draft = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
+    try:
+        _copy(delivery, draft)
+        with _held(target, Deadline(_MOMENT_SECONDS)):
+            shutil.rmtree(target, ignore_errors=True)
+            draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    delivery.note(aside=True)
+
+
+def _copy(delivery: Delivery, target: Path) -> None:
+    directory = delivery.directory
     for name in ("journal.jsonl", "description.json", "status.json"):
         if (directory / name).exists():
-            shutil.copyfile(directory / name, draft / name)
-    write_json(draft / "delivery.json", dict(delivery.state))  # a thread that is stuck may yet note something
-    if (directory / "artifacts").exists():
-        shutil.copytree(directory / "artifacts", draft / "artifacts")
-    with _held(target, Deadline(_MOMENT_SECONDS)):
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
-    delivery.note(aside=True)
+            shutil.copyfile(directory / name, target / name)
+    write_json(target / "delivery.json", dict(delivery.state))  # a thread that is stuck may yet note something
+    for file in (directory / "artifacts").rglob("*"):
+        if file.is_file():
+            link_or_copy(file, target / file.relative_to(directory))
 
 
 def withdraw(delivery: Delivery, deadline: Deadline) -> None:
@@ -133,9 +144,7 @@ def _held(directory: Path, deadline: Deadline) -> Iterator[bool]:
             yield False
             return
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(file):
                 time.sleep(0.1)
                 continue
             if os.fstat(file.fileno()).st_nlink:  # else its holder has sent or replaced it
@@ -150,8 +159,13 @@ def _folder(store: Store) -> Path:
 def send_waiting(store: Store) -> bool:
     """Send what waits for `store`, saying how much; return whether nothing is left."""
     there = len(waiting(store))
+    seconds = _RUN_SECONDS * (1 + there)
+
+    def send_all() -> int:
+        return send(store.client(), store, lambda line: print(line, file=sys.stderr), Deadline(seconds))
+
     try:
-        left = send(store.client(), store, lambda line: print(line, file=sys.stderr)) if there else 0
+        left = within(seconds, send_all) if there else 0
     except Exception as error:  # whatever a store or the way to it raises
         print(store.outage(error), file=sys.stderr)
         return False

@@ -1,14 +1,16 @@
 """Where MLflow keeps runs, and the way to it."""
 
-import fcntl
+import errno
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
+
+from smollm.tracking import relocation
+from smollm.tracking.lock import locked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,10 +28,28 @@ _REFUSALS = {
 }
 """MLflow's codes for what will be refused again; BAD_REQUEST is none, which it gives to database errors too."""
 
+_OTHER_SCHEMA = "database schema"
+"""In the message of an MLflow whose version does not fit the database; its code is that of any fault."""
+
+_CONNECTION_ATTEMPTS = 4
+"""MLflow's own ten attempts to open a database take nearly two minutes."""
+
+_REASON_CHARACTERS = 800
+_NOISE = re.compile(r"\(Background on this error at: \S+\)|\[SQL: .*?\]|\[parameters: .*?\]", re.DOTALL)
+"""What SQLAlchemy adds to an error."""
+
 
 def refuses(error: Exception) -> bool:
     """Whether MLflow has answered, and will answer the same when asked again."""
-    return getattr(error, "error_code", None) in _REFUSALS
+    return getattr(error, "error_code", None) in _REFUSALS or _OTHER_SCHEMA in str(error)
+
+
+def sqlite_uri(database: Path) -> str:
+    """Address of a SQLite database for MLflow; its absolute path may hold any character."""
+    path = quote(str(database))
+    # MLflow makes the folder of a `sqlite:///` address, and takes its escapes for characters of the name
+    scheme = "sqlite" if path == str(database) else "sqlite+pysqlite"
+    return f"{scheme}:///{path}"
 
 
 @dataclass(frozen=True)
@@ -44,46 +64,82 @@ class Store:
     def of(cls, repository: Path) -> "Store":
         """The store that MLFLOW_TRACKING_URI names, or else the repository's own database."""
         root = repository / "mlruns"
-        return cls(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db", root)
+        return cls(os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / "mlflow.db"), root)
 
     @property
     def shown(self) -> str:
-        """The address without user and password: it tells stores apart, whoever asks them."""
+        """The address that people see and that tells stores apart.
+
+        The repository's own is relative, so that it stays the same where the repository is moved; another one is
+        without user and password.
+        """
+        if self._is_own:
+            return f"sqlite:///{self.root.name}/{self._database.name}"
         netloc = urlsplit(self.uri).netloc
         return self.uri.replace(netloc, netloc.rpartition("@")[2], 1) if "@" in netloc else self.uri
 
     def page(self, experiment_id: str, run_id: str) -> str | None:
         """Address of a run's page, without user and password; None where no server shows it."""
-        return f"{self.shown}/#/experiments/{experiment_id}/runs/{run_id}" if self._is_server else None
+        return f"{self.shown}/#/experiments/{experiment_id}/runs/{run_id}" if self.is_server else None
 
     @property
-    def _is_server(self) -> bool:
+    def is_server(self) -> bool:
         return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def _database(self) -> Path:
+        """The repository's own database."""
+        return self.root / "mlflow.db"
+
+    @property
+    def _is_own(self) -> bool:
+        return self.uri == sqlite_uri(self._database)
+
+    def prepare(self) -> None:
+        """Have the repository's own database lead to its artifacts where the repository is now.
+
+        Raises:
+            OSError: `mlruns` or the database cannot be written.
+            sqlite3.Error: the database is damaged or busy.
+        """
+        if not self._is_own:
+            return
+        with locked(self.root / ".lock"):
+            if self._database.exists() and not os.access(self._database, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._database))
+            relocation.follow(self._database, self.root)
 
     def client(self) -> "MlflowClient":
         """A client of the store, whose tables exist."""
+        self.prepare()
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would show user and password
-        for name in ("alembic", "mlflow", "mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store"):
+        for name in ("alembic", "mlflow", "mlflow.store.model_registry.abstract_store"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # what it logs it raises too
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         import mlflow
+        from mlflow.store.db import utils
 
+        utils.MAX_RETRY_COUNT = _CONNECTION_ATTEMPTS
         mlflow.set_tracking_uri(self.uri)
         client = mlflow.MlflowClient(self.uri)
-        # two processes that make the tables at once would fail; a server has made its own
-        with nullcontext() if self._is_server else locked(self.root / ".lock"):
+        if self.is_server:  # it has made its own tables
+            client.search_experiments(max_results=1)
+            return client
+        with locked(self.root / ".lock"):  # two processes that make the tables at once would fail
             client.search_experiments(max_results=1)
         return client
 
     def experiment_id(self, client: "MlflowClient", name: str) -> str:
+        """The id of the experiment of this name, which is made where there is none."""
         from mlflow.exceptions import MlflowException
 
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        is_local = self.uri.startswith("sqlite:")
-        location = (self.root / "artifacts" / name).as_uri() if is_local else None
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        location = relocation.artifact_location(self.root, name) if self.uri.startswith("sqlite") else None
         # MLflow's pages then open on the list of runs
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
@@ -98,27 +154,25 @@ class Store:
         import mlflow
         import pandas as pd
 
-        found = self.client().get_experiment_by_name(experiment)
-        if found is None:
+        known = self.client().get_experiment_by_name(experiment)
+        if known is None:
             return pd.DataFrame()
-        runs: pd.DataFrame = mlflow.search_runs([found.experiment_id], output_format="pandas")
+        runs: pd.DataFrame = mlflow.search_runs([known.experiment_id], output_format="pandas")
         return runs
 
     def reason(self, error: Exception) -> str:
-        """What went wrong on the way to the store, in one line and without user and password."""
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        """What went wrong on the way to the store, and its remedy, in one line and without user and password."""
+        text = " ".join(_NOISE.sub("", str(error)).split()).replace("<database_uri>", self.shown)
         user = urlsplit(self.uri).netloc.rpartition("@")[0]
-        return (text.replace(f"{user}@", "") if user else text)[:200]
+        text = f"{type(error).__name__}: {text.replace(f'{user}@', '') if user else text}"
+        text = text if len(text) <= _REASON_CHARACTERS else f"{text[:_REASON_CHARACTERS]}…"
+        if _OTHER_SCHEMA in text:
+            return f"{text} Where a newer MLflow made the database, install that MLflow instead."
+        if isinstance(error, PermissionError):
+            return f"{text}; make {self.root} and all in it yours: sudo chown -R $(id -u) '{self.root}'"
+        return text
 
     def outage(self, error: Exception) -> str:
         """The line for a user whose command cannot do without the store."""
-        return f"ERROR: MLflow ({self.shown}) must answer, got {self.reason(error)}; try again later"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path`; other processes wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        advice = "" if refuses(error) or isinstance(error, PermissionError) else "; try again later"
+        return f"ERROR: MLflow ({self.shown}) must answer, got {self.reason(error)}{advice}"

@@ -1,0 +1,48 @@
+"""Locks between the processes of a repository that write to its ``mlruns``."""
+
+import errno
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+LOCK_SECONDS = 60.0
+"""How long `locked` waits for another process; what it guards takes seconds."""
+
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed; False where another process has it.
+
+    A file system without locks (NFS without lockd, say) lets everyone in: two processes that send the same run send
+    the same points.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`.
+
+    Raises:
+        TimeoutError: another process holds it for longer than `LOCK_SECONDS`.
+        OSError: the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + LOCK_SECONDS
+    with path.open("a") as file:
+        while not try_lock(file):
+            if time.monotonic() > end:
+                raise TimeoutError(f"another process has held {path} for {LOCK_SECONDS:g} s")
+            time.sleep(0.1)
+        yield

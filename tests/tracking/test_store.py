@@ -1,0 +1,214 @@
+"""The repository's own MLflow store: any path, a move or a copy, files of others, and what its errors say."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support.clone import empty_store, environment
+from support.servers import free_port
+from support.structure import ROOT
+
+from smollm.tracking.lock import locked
+from smollm.tracking.store import Store, sqlite_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STRANGE = "a?b#c %20 d: é;&=+@'日本"
+"""A folder's name with what addresses and lists give a meaning to."""
+
+
+def own_store(repository: Path) -> Store:
+    (repository / "mlruns").mkdir(parents=True)
+    shutil.copyfile(empty_store(), repository / "mlruns" / "mlflow.db")
+    return store_of(repository)
+
+
+def store_of(repository: Path) -> Store:
+    """As `Store.of`, whatever store this process has used before: MLflow notes it in the environment."""
+    return Store(sqlite_uri(repository / "mlruns" / "mlflow.db"), repository / "mlruns")
+
+
+def write_run(store: Store, text: str) -> str:
+    """A run with one artifact; its id."""
+    client = store.client()
+    run_id: str = client.create_run(store.experiment_id(client, "smollm")).info.run_id
+    client.log_text(run_id, text, "note.txt")
+    return run_id
+
+
+def read_artifact(client: "MlflowClient", run_id: str) -> str:
+    import mlflow
+
+    return str(mlflow.artifacts.load_text(f"{client.get_run(run_id).info.artifact_uri}/note.txt"))
+
+
+def files_of(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_store_works_below_a_folder_of_any_name(tmp_path: Path) -> None:
+    store = own_store(tmp_path / STRANGE)
+    run_id = write_run(store, "hello")
+    assert read_artifact(store.client(), run_id) == "hello"
+    assert [path.name for path in tmp_path.iterdir()] == [STRANGE]
+    with closing(sqlite3.connect(store.root / "mlflow.db")) as database:
+        assert database.execute("SELECT run_uuid FROM runs").fetchall() == [(run_id,)]
+    assert any(name.endswith("/artifacts/note.txt") for name in files_of(store.root / "artifacts" / "smollm"))
+
+
+def test_a_moved_repository_writes_and_reads_where_it_is(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / STRANGE
+    old_run = write_run(own_store(before), "old")
+    subprocess.run(["mv", before, after], check=True)
+    store = store_of(after)
+    new_run = write_run(store, "new")
+    assert not before.exists()
+    assert read_artifact(store.client(), old_run) == "old"
+    assert read_artifact(store.client(), new_run) == "new"
+
+
+def test_a_copied_repository_leaves_the_original_alone(tmp_path: Path) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    old_run = write_run(own_store(original), "old")
+    subprocess.run(["cp", "-r", original, copy], check=True)
+    there = files_of(original)
+    store = store_of(copy)
+    write_run(store, "new")
+    assert files_of(original) == there
+    shutil.rmtree(original / "mlruns" / "artifacts")
+    assert read_artifact(store.client(), old_run) == "old"
+
+
+def test_a_link_to_the_repository_is_no_move(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    run_id = write_run(own_store(real), "old")
+    link.symlink_to(real)
+    client = store_of(link).client()
+    assert client.get_run(run_id).info.artifact_uri.startswith(real.as_uri())
+
+
+def test_an_artifact_store_that_the_user_chose_stays(tmp_path: Path) -> None:
+    store = own_store(tmp_path / "before")
+    for name, location in (("bucket", "s3://team/mlruns/artifacts/bucket"), ("mine", (tmp_path / "mine").as_uri())):
+        store.client().create_experiment(name, artifact_location=location)
+    (tmp_path / "before").rename(tmp_path / "after")
+    client = store_of(tmp_path / "after").client()
+    assert client.get_experiment_by_name("bucket").artifact_location == "s3://team/mlruns/artifacts/bucket"
+    assert client.get_experiment_by_name("mine").artifact_location == (tmp_path / "mine").as_uri()
+
+
+def set_schema(store: Store, version: str) -> None:
+    with closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = ?", [version])
+
+
+def test_a_database_of_another_mlflow_is_told_with_its_remedies(tmp_path: Path) -> None:
+    store = own_store(tmp_path)
+    set_schema(store, "181f10493468")
+    with pytest.raises(Exception, match="schema") as caught:
+        store.client()
+    line = store.outage(caught.value)
+    assert "run 'mlflow db upgrade sqlite:///mlruns/mlflow.db' to migrate" in line
+    assert line.endswith("Where a newer MLflow made the database, install that MLflow instead.")
+    assert "try again" not in line
+
+
+def test_a_folder_as_a_store_is_told_with_mlflows_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "runs"))
+    store = Store.of(tmp_path)
+    with pytest.raises(Exception, match="maintenance") as caught:
+        store.client()
+    line = store.outage(caught.value)
+    assert "set `MLFLOW_ALLOW_FILE_STORE=true` to opt out" in line
+    assert "try again" not in line
+
+
+def test_a_damaged_database_is_told_at_once_and_without_sql(tmp_path: Path) -> None:
+    store = own_store(tmp_path)
+    (store.root / "mlflow.db").write_text("no database")
+    with pytest.raises(Exception, match="not a database") as caught:
+        store.client()
+    assert store.reason(caught.value) == "DatabaseError: file is not a database"
+
+
+def test_files_of_another_user_are_told_with_the_command_that_mends_them(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("giving files to another user needs root")
+    store = own_store(tmp_path)
+    tmp_path.chmod(0o755)
+    for path in (store.root, store.root / "mlflow.db"):
+        path.chmod(0o755)
+    program = (
+        "import os, sys; from pathlib import Path; from smollm.tracking.store import Store; os.setuid(65534)\n"
+        "store = Store.of(Path(sys.argv[1]))\n"
+        "try: store.client()\n"
+        "except Exception as error: print(store.outage(error))\n"
+    )
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp/"):
+            parent.chmod(0o755)
+    command = [sys.executable, "-c", program, tmp_path]
+    said = subprocess.run(
+        command, env=environment() | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
+    ).stdout
+    assert said == (
+        f"ERROR: MLflow (sqlite:///mlruns/mlflow.db) must answer, got PermissionError: [Errno 13] Permission denied: "
+        f"'{store.root}/.lock'; make {store.root} and all in it yours: sudo chown -R $(id -u) '{store.root}'\n"
+    )
+
+
+def test_a_lock_that_is_never_released_is_waited_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smollm.tracking.lock.LOCK_SECONDS", 0.2)
+    with locked(tmp_path / "lock"), pytest.raises(TimeoutError, match="held"), locked(tmp_path / "lock"):
+        pass
+
+
+def test_a_file_system_without_locks_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with locked(tmp_path / "lock"):
+        assert (tmp_path / "lock").exists()
+
+
+@pytest.mark.slow
+def test_mlflows_pages_open_the_artifacts_of_a_moved_repository(tmp_path: Path) -> None:
+    run_id = write_run(own_store(tmp_path / "before"), "old")
+    after = tmp_path / STRANGE
+    subprocess.run(["mv", tmp_path / "before", after], check=True)
+    port = free_port()
+    command = [sys.executable, "-m", "smollm.tracking.ui", "--port", str(port), "--workers", "1"]
+    variables = environment() | {"PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(command, cwd=after, env=variables, start_new_session=True) as server:
+        try:
+            address = f"http://127.0.0.1:{port}/get-artifact?path=note.txt&run_uuid={run_id}"
+            assert wait_for_text(address) == "old"
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+    assert [path.name for path in tmp_path.iterdir()] == [STRANGE]
+
+
+def wait_for_text(address: str) -> str:
+    """What an address answers, once it does."""
+    end = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=20) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            pytest.fail(error.read().decode())
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.5)
