@@ -28,7 +28,8 @@ import psutil
 from tokenizers import Tokenizer
 
 from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
-from smollm.corpus import encode, tokenizer
+from smollm.corpus import tokenizer
+from smollm.corpus.encode import Encoder
 from smollm.corpus.selection import Split
 from smollm.corpus.source import Source
 
@@ -114,7 +115,7 @@ def main() -> None:
                 shown, mark = done, now
 
         source = Source("pretrain", corpus, workspace)
-        manifest = encode.write(workspace / "tokens", source, made, END, corpus, Split(0.02), progress)
+        manifest = Encoder(made, END, corpus, Split(0.02)).write(workspace / "tokens", source, progress)
         seconds = time.perf_counter() - began
         bare += [plain_rate(made, given) for _ in range(3)]
     tokens = manifest["train"]["tokens"] + manifest["validation"]["tokens"]

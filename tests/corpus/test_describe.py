@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.corpus import CORPUS, END_OF_TEXT, TextSource
+from support.corpus import END_OF_TEXT, TextSource, write_tokens
 from tokenizers import Tokenizer
 
-from smollm.corpus import describe, encode, tokenizer
+from smollm.corpus import describe, tokenizer
 from smollm.corpus.selection import Split
 from smollm.errors import CorpusError
 from smollm.state.tokens import documents_of, open_tokenizer, open_tokens
@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     split = Split(0.3)
     doubled = {**TEXTS, "data/raw/a.jsonl#90": "line 0 "}
     for stage, texts in (("pretrain", doubled), ("finetune", dict(list(TEXTS.items())[::3]))):
-        encode.write(root / "tokens" / stage, TextSource(texts), made, END_OF_TEXT, CORPUS, split)
+        write_tokens(root / "tokens" / stage, TextSource(texts), made, split)
     return root
 
 

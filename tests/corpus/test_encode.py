@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.corpus import CORPUS, END_OF_TEXT, TextSource
+from support.corpus import CORPUS, END_OF_TEXT, TextSource, write_tokens
 from tokenizers import Tokenizer
 
-from smollm.corpus import encode, tokenizer
+from smollm.corpus import encode, token_writer, tokenizer
 from smollm.corpus.document import Document
-from smollm.corpus.selection import Split, Tally, select, training_texts
+from smollm.corpus.selection import SelectionCounts, Split, select, training_texts
+from smollm.corpus.tail import hold_out_tail
 from smollm.errors import CorpusError, user_error
 from smollm.state.tokens import as_plain_text, documents_of, open_tokens
 
@@ -26,7 +27,7 @@ def small_tokenizer() -> Tokenizer:
 
 def write(directory: Path, documents: dict[str, str], made: Tokenizer, **settings: Any) -> dict[str, Any]:
     corpus = replace(CORPUS, **settings)
-    return encode.write(directory, TextSource(documents), made, END_OF_TEXT, corpus, Split(corpus.validation_fraction))
+    return write_tokens(directory, TextSource(documents), made, corpus=corpus)
 
 
 DOCUMENTS = {f"file{n}": f"the fox number {n} 😀\n\tjumps\n" for n in range(40)}
@@ -130,8 +131,14 @@ ONE_SIDED = [key for key in (f"file{n}" for n in range(40)) if Split(0.3).side(D
 def test_a_disk_that_is_full_when_the_text_is_cut_is_one_line(
     name: str, words: int, tmp_path: Path, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "file_digest", lambda *_: "")  # reading such a file has no end
-    (tmp_path / name).symlink_to("/dev/full")
+    monkeypatch.setattr(token_writer, "file_digest", lambda *_: "")  # reading such a file has no end
+
+    def hold_out_on_a_full_disk(*arguments: Any) -> None:
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("/dev/full")
+        hold_out_tail(*arguments)
+
+    monkeypatch.setattr(encode, "hold_out_tail", hold_out_on_a_full_disk)
     with pytest.raises(OSError) as full:
         write(tmp_path, {ONE_SIDED[0]: "fox " * words}, small_tokenizer)
     assert "the disk must have room" in str(user_error(full.value))
@@ -174,15 +181,15 @@ def test_text_that_is_cut_in_one_stage_is_no_others_unless_it_is_the_very_same(
     }
     for name, (first, second, message) in cases.items():
         split = Split(0.3)
-        encode.write(tmp_path / name / "1", TextSource(first), small_tokenizer, END_OF_TEXT, CORPUS, split)
+        write_tokens(tmp_path / name / "1", TextSource(first), small_tokenizer, split)
         raises = pytest.raises(CorpusError, match=message) if message else nullcontext()
         with raises:
-            encode.write(tmp_path / name / "2", TextSource(second), small_tokenizer, END_OF_TEXT, CORPUS, split)
+            write_tokens(tmp_path / name / "2", TextSource(second), small_tokenizer, split)
 
 
 def test_the_tokenizer_learns_from_the_training_side_alone() -> None:
     source = TextSource(DOCUMENTS)
-    train = {one.document.text for one in select(source, CORPUS, Split(0.3), Tally()) if one.side == "train"}
+    train = {one.document.text for one in select(source, CORPUS, Split(0.3), SelectionCounts()) if one.side == "train"}
     assert set(training_texts(source, CORPUS, 1.0)) == train
     assert 0 < len(train) < len(DOCUMENTS)
 
@@ -206,7 +213,7 @@ def test_the_tokenizer_learns_nothing_of_the_held_out_end_of_documents_that_are_
     learned = "".join(training_texts(source, CORPUS, 1.0))
     assert "".join(texts.values()).startswith(learned)
     assert 0.699 < len(learned.encode()) / len("".join(texts.values()).encode()) <= 0.7
-    manifest = encode.write(tmp_path, source, small_tokenizer, END_OF_TEXT, CORPUS, Split(0.3))
+    manifest = write_tokens(tmp_path, source, small_tokenizer)
     assert manifest["train"]["bytes"] == pytest.approx(len(learned.encode()), rel=0.01)
 
 

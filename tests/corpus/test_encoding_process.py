@@ -8,16 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from support.corpus import CORPUS, END_OF_TEXT, TextSource
+from support.corpus import END_OF_TEXT, TextSource, write_tokens
 from tokenizers import Tokenizer, models
 
 import smollm
-from smollm.corpus import encode
+from smollm.corpus import encode, encoding_pool
 from smollm.corpus.document import Document
 from smollm.corpus.encoding_process import EncodingProcess
 from smollm.corpus.selection import Split
@@ -53,8 +52,8 @@ def process(plain: Tokenizer) -> Iterator[EncodingProcess]:
 @pytest.fixture
 def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch is a few of the documents below."""
-    monkeypatch.setattr(encode, "_cores", lambda: 3)
-    monkeypatch.setattr(encode, "_BATCH", 100)
+    monkeypatch.setattr(encoding_pool, "core_count", lambda: 3)
+    monkeypatch.setattr(encode, "_BATCH_CHARACTERS", 100)
 
 
 def children() -> list[psutil.Process]:
@@ -76,12 +75,6 @@ class Lines(TextSource):
             yield document
 
 
-def write(
-    directory: Path, source: TextSource, made: Tokenizer, progress: Callable[[int], None] = lambda _: None
-) -> Any:
-    return encode.write(directory, source, made, END_OF_TEXT, CORPUS, Split(0.3), progress)
-
-
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_the_ids_are_those_of_the_tokenizer_here(dtype: type[np.unsignedinteger], plain: Tokenizer) -> None:
     process = EncodingProcess(plain.to_str(), np.dtype(dtype).char)
@@ -94,7 +87,7 @@ def test_the_ids_are_those_of_the_tokenizer_here(dtype: type[np.unsignedinteger]
 def test_the_files_are_those_of_the_tokenizer_here(tmp_path: Path, three_cores: None, plain: Tokenizer) -> None:
     source = Lines()
     source.texts |= {f"odd{n}": text for n, text in enumerate([*ODD[1:], "half a pair \ud83d", "\ude00\ud83d"])}
-    manifest = write(tmp_path, source, plain)
+    manifest = write_tokens(tmp_path, source, plain)
     split, ids = Split(0.3), {"train": list[int](), "validation": list[int]()}
     for document in source.documents():
         encoded = plain.encode(document.text, add_special_tokens=False).ids
@@ -108,7 +101,7 @@ def test_as_many_processes_are_started_as_there_are_batches_and_cores(
 ) -> None:
     for source, expected in ((TextSource({"a": "one", "b": "two"}), 1), (Lines(), 3)):
         seen = []
-        write(tmp_path, source, plain, lambda _: seen.append(len(children())))  # noqa: B023 - used at once
+        write_tokens(tmp_path, source, plain, on_progress=lambda _: seen.append(len(children())))  # noqa: B023 - used at once
         assert max(seen) == expected
         assert not children()
 
@@ -139,14 +132,14 @@ def test_a_fault_in_the_middle_ends_all_processes(
     plain: Tokenizer,
 ) -> None:
     with pytest.raises(CorpusError, match=message):
-        write(tmp_path, Lines(fault), plain, progress)
+        write_tokens(tmp_path, Lines(fault), plain, on_progress=progress)
     assert not children()
 
 
 def test_a_reader_that_fails_while_processes_are_busy_ends_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Tokenizer
 ) -> None:
-    monkeypatch.setattr(encode, "_cores", lambda: 3)
+    monkeypatch.setattr(encoding_pool, "core_count", lambda: 3)
 
     class Long(TextSource):
         def documents(self) -> Iterator[Document]:
@@ -155,7 +148,7 @@ def test_a_reader_that_fails_while_processes_are_busy_ends_them(
             fail()
 
     with pytest.raises(CorpusError, match="a fault of the test"):
-        write(tmp_path, Long({}), plain)
+        write_tokens(tmp_path, Long({}), plain)
     assert not children()
 
 
@@ -194,7 +187,7 @@ def test_a_text_that_the_tokenizer_refuses_is_one_clear_line_and_no_end(process:
 def test_a_tokenizer_that_refuses_a_text_is_one_clear_line(tmp_path: Path, three_cores: None) -> None:
     made = Tokenizer(models.WordLevel({END_OF_TEXT: 0, "word": 1}, unk_token="[UNK]"))
     with pytest.raises(CorpusError, match=r"must encode any text, got Exception: WordLevel error: Missing \[UNK\]"):
-        write(tmp_path, Lines(), made)
+        write_tokens(tmp_path, Lines(), made)
     assert not children()
 
 

@@ -8,13 +8,16 @@ from support.corpus import CORPUS, TextSource
 
 from smollm.corpus import selection
 from smollm.corpus.document import PART
-from smollm.corpus.selection import Digests, Split, Tally, select, training_texts
+from smollm.corpus.selection import Digests, SelectionCounts, Split, select, training_texts
 
 DOCUMENTS = {f"file{n}": f"text number {n}" for n in range(60)}
 
 
 def sides(documents: dict[str, str], split: Split | None = None) -> dict[str, str]:
-    return {one.document.key: one.side for one in select(TextSource(documents), CORPUS, split or Split(0.3), Tally())}
+    return {
+        one.document.key: one.side
+        for one in select(TextSource(documents), CORPUS, split or Split(0.3), SelectionCounts())
+    }
 
 
 def test_many_digests_are_told_apart_in_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +53,7 @@ def test_a_text_that_an_earlier_stage_has_under_another_key_is_on_the_side_that_
 def test_the_number_of_documents_is_limited_after_duplicates_are_out() -> None:
     corpus = replace(CORPUS, max_documents=5)
     given = {"a": "same", "b": "same", **DOCUMENTS}
-    assert [one.document.key for one in select(TextSource(given), corpus, Split(0.3), Tally())] == [
+    assert [one.document.key for one in select(TextSource(given), corpus, Split(0.3), SelectionCounts())] == [
         "a",
         *list(DOCUMENTS)[:4],
     ]

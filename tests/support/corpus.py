@@ -5,11 +5,15 @@ import gzip
 import lzma
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import zstandard
+from tokenizers import Tokenizer
 
 from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
 from smollm.corpus.document import Document
+from smollm.corpus.encode import Encoder
+from smollm.corpus.selection import Split
 from smollm.corpus.source import Source
 
 END_OF_TEXT = "<|endoftext|>"
@@ -67,3 +71,16 @@ def put_raw(workspace: Path, name: str, content: bytes) -> None:
     path = workspace / "data" / "raw" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+def write_tokens(
+    directory: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    split: Split | None = None,
+    corpus: CorpusConfig = CORPUS,
+    on_progress: Callable[[int], object] = lambda text_bytes: None,
+) -> dict[str, Any]:
+    """Write the token files of a source and return their manifest."""
+    encoder = Encoder(tokenizer, END_OF_TEXT, corpus, split or Split(corpus.validation_fraction))
+    return encoder.write(directory, source, on_progress)

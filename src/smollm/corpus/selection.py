@@ -16,7 +16,7 @@ _RECENT = 500_000
 
 
 class Digests:
-    """A set of sha256 digests; takes 16 bytes for each, which are enough to tell any two apart."""
+    """A set of sha256 digests that keeps the first 16 bytes of each, which are enough to tell any two apart."""
 
     def __init__(self) -> None:
         self._sorted = np.empty(0, "S16")
@@ -31,8 +31,8 @@ class Digests:
 
     def __contains__(self, digest: str) -> bool:
         short = self._short(digest)
-        place = int(np.searchsorted(self._sorted, np.bytes_(short)))
-        return short in self._recent or (place < len(self._sorted) and bytes(self._sorted[place]) == short)
+        index = int(np.searchsorted(self._sorted, np.bytes_(short)))
+        return short in self._recent or (index < len(self._sorted) and bytes(self._sorted[index]) == short)
 
     @staticmethod
     def _short(digest: str) -> bytes:
@@ -42,24 +42,26 @@ class Digests:
 class Split:
     """The side of each document: training or validation.
 
-    It follows from the document's key alone, so that one file's code and documentation, in two stages, are never
-    on different sides, and documents stay where they are when others are added. A text that is known under another
-    key, of this stage or an earlier one, is on the side that it has there, and so is that key from then on.
+    A hash of the document's key decides, so that one file's code and documentation, in two stages, are never on
+    different sides, and documents stay where they are when others are added. A text that was seen under another key,
+    in this stage or an earlier one, stays on the side it has there, and its new key moves to that side.
     """
 
     def __init__(self, validation_fraction: float) -> None:
         self.validation_fraction = validation_fraction
         self._texts = {TRAIN: Digests(), VALIDATION: Digests()}
         self._moved: dict[str, str] = {}
-        self._cut: str | None = None
+        self._split_by_tail: str | None = None
+        """Digest of the documents of the last stage whose tail is held out."""
 
     def knows(self, document: Document) -> bool:
-        """Whether a document with this text was asked for before."""
+        """Whether the side of a document with this text was asked for before."""
         return any(document.sha256 in texts for texts in self._texts.values())
 
     def side(self, document: Document) -> str:
-        place = int.from_bytes(hashlib.sha256(document.key.encode()).digest()[-8:], "big") / 2**64
-        by_key = self._moved.get(document.key, VALIDATION if place < self.validation_fraction else TRAIN)
+        """`TRAIN` or `VALIDATION`."""
+        fraction = int.from_bytes(hashlib.sha256(document.key.encode()).digest()[-8:], "big") / 2**64
+        by_key = self._moved.get(document.key, VALIDATION if fraction < self.validation_fraction else TRAIN)
         known = next((side for side, texts in self._texts.items() if document.sha256 in texts), None)
         if known is None:
             self._texts[by_key].add(document.sha256)
@@ -67,27 +69,27 @@ class Split:
             self._moved[document.key] = known
         return known or by_key
 
-    def check_cut(self, stage: str, is_cut: bool, documents: str, shared: int) -> None:
-        """Refuse a stage that shares documents with an earlier one, if the text of either is cut at its end.
+    def check_tail(self, stage: str, is_by_tail: bool, documents_sha256: str, shared: int) -> None:
+        """Refuse a stage that shares documents with an earlier one, if the tail of either one's text is held out.
 
-        The part that is held out would be trained on in the other stage, unless both have the very same text.
+        The other stage would train on that tail, unless both have the very same text.
 
         Args:
             stage: whose text it is.
-            is_cut: whether it is cut, having too few documents for a split by document.
-            documents: digest of the list of them.
+            is_by_tail: whether its tail is held out, for too few documents to split.
+            documents_sha256: digest of the list of its documents.
             shared: how many of them an earlier stage has.
 
         Raises:
             CorpusError: it shares some.
         """
-        if shared and (is_cut or self._cut) and documents != self._cut:
+        if shared and (is_by_tail or self._split_by_tail) and documents_sha256 != self._split_by_tail:
             raise CorpusError(
                 f"params.yaml: corpus.{stage} must have the same documents as the stage before, or no common ones, "
                 f"where they are too few for a split by document, got {shared} common ones; choose other files, or "
                 "give both more documents"
             )
-        self._cut = documents if is_cut else self._cut
+        self._split_by_tail = documents_sha256 if is_by_tail else self._split_by_tail
 
 
 @dataclass(frozen=True)
@@ -99,21 +101,25 @@ class Selected:
 
 
 @dataclass
-class Tally:
-    """What `select` made of a source."""
+class SelectionCounts:
+    """What `select` counts on the way."""
 
     duplicates: int = 0
+    """Documents left out, since an earlier one has the same text."""
     shared: int = 0
     """Kept documents that an earlier stage has too."""
     limit: str | None = None
     """The setting that ended the selection before the source's end."""
 
 
-def select(source: Source, corpus: CorpusConfig, split: Split, tally: Tally) -> Iterator[Selected]:
-    """Documents of `source` within the corpus's limits, exact duplicates left out, each with its side.
+def select(source: Source, corpus: CorpusConfig, split: Split, counts: SelectionCounts) -> Iterator[Selected]:
+    """Yield the documents of `source` within the corpus's limits, without exact duplicates, each with its side.
 
     Args:
-        tally: is kept on the way.
+        source: the stage's text.
+        corpus: has the limits.
+        split: of all stages, in their order.
+        counts: updated on the way.
 
     Raises:
         CorpusError: not one document is within the limits, or one cannot be read.
@@ -122,11 +128,11 @@ def select(source: Source, corpus: CorpusConfig, split: Split, tally: Tally) -> 
     size = count = 0
     for document in source.documents():
         if document.sha256 in seen:
-            tally.duplicates += 1
-            split.side(document)  # what else is under its key belongs where this text is
+            counts.duplicates += 1
+            split.side(document)  # moves its key to the side of this text
             continue
         if count == corpus.max_documents:
-            tally.limit = "max_documents"
+            counts.limit = "max_documents"
             return
         if size + document.size > corpus.max_megabytes * 1e6:
             if size == 0:
@@ -134,9 +140,9 @@ def select(source: Source, corpus: CorpusConfig, split: Split, tally: Tally) -> 
                     f"params.yaml: corpus.max_megabytes must hold the first document ({document.key}, "
                     f"{document.size / 1e6:.2f} MB), got {corpus.max_megabytes}; raise it"
                 )
-            tally.limit = "max_megabytes"
+            counts.limit = "max_megabytes"
             return
-        tally.shared += split.knows(document)
+        counts.shared += split.knows(document)
         seen.add(document.sha256)
         size += document.size
         count += 1
@@ -144,22 +150,23 @@ def select(source: Source, corpus: CorpusConfig, split: Split, tally: Tally) -> 
 
 
 def training_texts(source: Source, corpus: CorpusConfig, max_megabytes: float) -> Iterator[str]:
-    """Texts that are trained on, up to `max_megabytes`: what a tokenizer may learn from.
+    """Yield text that is trained on, up to `max_megabytes`: a tokenizer may learn from it.
 
-    Where chance has put all documents, being few, on one side, the end of the text is held out, as `encode.write` does,
-    and is left out here too.
+    Where all documents, being few, are on one side, the tail of the text is held out, as `Encoder.write` does, and is
+    left out here too.
     """
     sizes = {TRAIN: 0, VALIDATION: 0}
-    for selected in select(source, corpus, Split(corpus.validation_fraction), Tally()):
+    for selected in select(source, corpus, Split(corpus.validation_fraction), SelectionCounts()):
         sizes[selected.side] += selected.document.size
         if all(sizes.values()):
             break
-    is_cut = not all(sizes.values())
-    documents = select(source, corpus, Split(0 if is_cut else corpus.validation_fraction), Tally())
+    is_by_tail = not all(sizes.values())
+    split = Split(0 if is_by_tail else corpus.validation_fraction)
+    documents = select(source, corpus, split, SelectionCounts())
     texts: Iterator[str] = (
         part for selected in documents if selected.side == TRAIN for part in selected.document.parts()
     )
-    if is_cut:
+    if is_by_tail:
         texts = _beginning(texts, int((1 - corpus.validation_fraction) * sum(sizes.values())))
     size = 0
     for text in texts:
@@ -173,6 +180,7 @@ def _beginning(texts: Iterable[str], size: int) -> Iterator[str]:
     """The first `size` bytes of all texts together."""
     for text in texts:
         content = text.encode()[:size]
+        if not content:
+            return
         size -= len(content)
-        if content:
-            yield content.decode(errors="ignore")  # part of a character may be cut off
+        yield content.decode(errors="ignore")  # part of a character may be cut off

@@ -66,6 +66,11 @@ class Source:
             return {path.relative_to(self.workspace).as_posix(): file_digest(path, "md5") for path in files}
         return packages.versions(self.packages)
 
+    def installed_versions(self) -> dict[str, str]:
+        """Versions of the installed packages that the text comes from; nothing but these can change unnoticed."""
+        is_installed = self.config.source in (CorpusSource.PYTHON, CorpusSource.PYTHON_DOCS)
+        return packages.versions(self.packages) if is_installed else {}
+
     def _count_not_utf8(self) -> None:
         self.left_out.not_utf8 += 1
 

@@ -1,5 +1,6 @@
 """The stage `tokenize` from params to published outputs."""
 
+import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from smollm.config.corpus import CorpusConfig
 from smollm.config.file import load
 from smollm.config.tokenizer import TokenizerConfig
 from smollm.config.tracking import TrackingConfig
-from smollm.corpus import describe, encode, tokenizer
+from smollm.corpus import describe
+from smollm.corpus import tokenizer as tokenizers
 from smollm.corpus.describe import STAGES
+from smollm.corpus.encode import Encoder
 from smollm.corpus.selection import Split, training_texts
 from smollm.corpus.source import Source
 from smollm.operate.preflight import check_vocabulary
@@ -38,7 +41,7 @@ class TokenizeStage:
     tracking: TrackingConfig
 
     def run(self) -> None:
-        """Read the text, train or load the tokenizer, write the token files.
+        """Read the text, train or load the tokenizer, write the token files; after a kill, go on with them.
 
         Raises:
             PipelineError: with a line for the user.
@@ -47,34 +50,59 @@ class TokenizeStage:
 
     def _work(self, run: StageRun) -> None:
         data = run.state.directory / "data"
-        shutil.rmtree(data, ignore_errors=True)  # of an attempt that was killed
         sources = {stage: Source(stage, self.corpus, self.workspace.directory) for stage in STAGES}
+        self._drop_outdated(run, sources)
         kinds = {stage: source.config.source.value for stage, source in sources.items()}
         run.log(announce.corpus_plan(kinds, self.corpus.max_megabytes))
-        began = time.monotonic()
-        texts = training_texts(sources["pretrain"], self.corpus, self.tokenizer.train_megabytes)
-        made = tokenizer.obtain(self.tokenizer, texts, self.workspace.directory)
-        check_vocabulary(tokens.vocabulary_size(made), load(self.workspace.directory / "params.yaml").model)
-        write_atomically(data / "tokenizer" / "tokenizer.json", made.to_str(pretty=True))
-        vocab_size = tokens.vocabulary_size(made)
-        run.log(announce.tokenizer_ready(vocab_size, self.tokenizer.source.value, time.monotonic() - began))
+        tokenizer = self._tokenizer(run, sources["pretrain"], data / "tokenizer" / "tokenizer.json")
+        encoder = Encoder(tokenizer, self.tokenizer.end_of_text, self.corpus, Split(self.corpus.validation_fraction))
         # without a prefix, MLflow shows them below the charts of training
-        results: dict[str, float] = {"corpus_vocab_size": vocab_size}
-        split = Split(self.corpus.validation_fraction)
+        results: dict[str, float] = {"corpus_vocab_size": tokens.vocabulary_size(tokenizer)}
         for stage, source in sources.items():
-            results |= self._encode(run, source, made, split, data / "tokens" / stage)
+            results |= self._encode(run, encoder, source, data / "tokens" / stage)
         run.state.journal.append("result", 0, **results)
 
-    def _encode(
-        self, run: StageRun, source: Source, made: Tokenizer, split: Split, directory: Path
-    ) -> dict[str, float]:
-        """Write the token files of one stage's text; what MLflow is told of them."""
+    def _drop_outdated(self, run: StageRun, sources: dict[str, Source]) -> None:
+        """Begin anew where packages were upgraded since the start that was killed: DVC does not watch them."""
+        record = run.state.directory / "sources.json"
+        versions = {stage: source.installed_versions() for stage, source in sources.items()}
+        if not record.exists() or json.loads(record.read_text(encoding="utf-8")) != versions:
+            shutil.rmtree(run.state.directory / "data", ignore_errors=True)
+            write_json(record, versions)
+
+    def _tokenizer(self, run: StageRun, source: Source, path: Path) -> Tokenizer:
+        """The tokenizer that a start before this one left at `path`, else a new one."""
+        began = time.monotonic()
+        if path.exists():
+            tokenizer = tokenizers.load(path, self.tokenizer.end_of_text)
+        else:
+            texts = training_texts(source, self.corpus, self.tokenizer.train_megabytes)
+            tokenizer = tokenizers.obtain(self.tokenizer, texts, self.workspace.directory)
+            write_atomically(path, tokenizer.to_str(pretty=True))
+        vocab_size = tokens.vocabulary_size(tokenizer)
+        check_vocabulary(vocab_size, load(self.workspace.directory / "params.yaml").model)
+        run.log(announce.tokenizer_ready(vocab_size, self.tokenizer.source.value, time.monotonic() - began))
+        return tokenizer
+
+    def _encode(self, run: StageRun, encoder: Encoder, source: Source, directory: Path) -> dict[str, float]:
+        """Write the token files of one stage's text, and return MLflow's metrics of them."""
         began, stage = time.monotonic(), source.stage
+        encoded_bytes = 0
         progress = Progress(f"tokenize {stage}", None, unit="B")
+
+        def on_progress(text_bytes: int) -> None:
+            nonlocal encoded_bytes
+            encoded_bytes += text_bytes
+            progress.update(text_bytes)
+
+        def on_resume(documents: int, text_bytes: int) -> None:
+            run.log(announce.text_resumed(stage, documents, text_bytes))
+
         try:
-            manifest = encode.write(
-                directory, source, made, self.tokenizer.end_of_text, self.corpus, split, progress.update
-            )
+            if (directory / "manifest.json").exists():
+                manifest = encoder.reread(directory, source)
+            else:
+                manifest = encoder.write(directory, source, on_progress, on_resume)
         finally:
             progress.close()
         seconds = time.monotonic() - began
@@ -98,15 +126,15 @@ class TokenizeStage:
             f"corpus_{stage}_train_tokens": sides[0]["tokens"],
             f"corpus_{stage}_validation_tokens": sides[1]["tokens"],
             f"corpus_{stage}_bytes_per_token": sides[0]["bytes_per_token"],
-            f"corpus_{stage}_megabytes_per_second": size / 1e6 / seconds,
+            f"corpus_{stage}_megabytes_per_second": encoded_bytes / 1e6 / seconds,
         }
 
     def _publish(self, run: StageRun) -> None:
-        made, target = run.state.directory / "data", self.workspace.directory / "data"
-        replace_directory(made / "tokenizer", target / "tokenizer")
+        data, target = run.state.directory / "data", self.workspace.directory / "data"
+        replace_directory(data / "tokenizer", target / "tokenizer")
         metrics: dict[str, Any] = {}
         for stage in STAGES:
-            replace_directory(made / "tokens" / stage, target / "tokens" / stage)
+            replace_directory(data / "tokens" / stage, target / "tokens" / stage)
             manifest = tokens.read_manifest(target / "tokens" / stage)
             metrics |= {
                 "vocab_size": manifest["vocab_size"],

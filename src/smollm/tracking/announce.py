@@ -15,6 +15,11 @@ def tokenizer_ready(vocab_size: int, source: str, seconds: float) -> str:
     return f"tokenizer of {vocab_size:,} tokens ({source}) in {seconds:.1f} s"
 
 
+def text_resumed(stage: str, documents: int, text_bytes: int) -> str:
+    """A killed process has encoded the beginning of a stage's text."""
+    return f"{stage}: resumed after {documents:,} documents, {text_bytes / 1e6:,.1f} MB"
+
+
 def tokens_written(
     stage: str,
     documents: int,

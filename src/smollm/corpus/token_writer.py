@@ -1,0 +1,225 @@
+"""Writes the token files of one stage's text, and goes on with those of a process that was killed.
+
+``documents.tsv`` lists the documents that are written; ``progress.json`` says how much of all files is safe on the
+disk. The next start cuts off the rest and goes on, in the middle of a document if need be.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smollm.corpus.selection import Selected
+from smollm.errors import CorpusError
+from smollm.state.files import file_digest, write_json
+from smollm.state.tokens import TRAIN, VALIDATION
+
+_PROGRESS = "progress.json"
+
+_HEADER = ("split", "bytes", "tokens", "sha256", "key")
+
+
+@dataclass
+class Progress:
+    """What is safe on the disk, and of which tokenizer."""
+
+    tokenizer_sha256: str
+    listed_bytes: int = 0
+    """Of documents.tsv."""
+    key: str = ""
+    """Of the document after the listed ones, of which some parts are written."""
+    sha256: str = ""
+    parts: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    """Of those parts."""
+
+
+class Side:
+    """The growing files of one side of the split."""
+
+    def __init__(self, directory: Path, name: str, dtype: type[np.unsignedinteger]) -> None:
+        self.tokens_path, self.offsets_path = directory / f"{name}.bin", directory / f"{name}.offsets.bin"
+        self.dtype = dtype
+        self.documents = self.bytes = self.tokens = 0
+        """Of the finished documents."""
+        self.pending_tokens = 0
+        """Of the document that is being written."""
+
+    @property
+    def sizes(self) -> dict[Path, int]:
+        """Bytes of each file."""
+        tokens = (self.tokens + self.pending_tokens) * np.dtype(self.dtype).itemsize
+        return {self.tokens_path: tokens, self.offsets_path: self.documents * np.dtype(np.uint64).itemsize}
+
+    def open(self) -> None:
+        """Open the files to write on after what is counted; what lies behind is cut off."""
+        self.files = [path.open("ab") for path in self.sizes]
+        for file, (path, size) in zip(self.files, self.sizes.items(), strict=True):
+            if file.tell() < size:
+                raise CorpusError(
+                    f"{path}: must have the {size:,} bytes that were written, got {file.tell():,}; remove "
+                    f"{path.parent}, then run `dvc repro`"
+                )
+            file.truncate(size)
+        self._tokens_file, self._offsets_file = self.files
+
+    def write(self, ids: bytes) -> None:
+        """Add tokens, as the bytes of an array, to the document that is being written."""
+        self._tokens_file.write(ids)
+        self.pending_tokens += len(ids) // np.dtype(self.dtype).itemsize
+
+    def finish_document(self, end_of_text_id: int, size: int) -> int:
+        """End a document of `size` bytes of text; return its tokens without the end-of-text token."""
+        length = self.pending_tokens
+        self.write(self.dtype(end_of_text_id).tobytes())
+        self._offsets_file.write(np.uint64(self.tokens).tobytes())
+        self.count(length, size)
+        return length
+
+    def count(self, tokens: int, size: int) -> None:
+        """Count a finished document of so many tokens, without the end-of-text token, and bytes."""
+        self.documents += 1
+        self.bytes += size
+        self.tokens += tokens + 1
+        self.pending_tokens = 0
+
+    def summary(self) -> dict[str, object]:
+        """What the manifest says of this side."""
+        return {
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "tokens": self.tokens,
+            "bytes_per_token": round(self.bytes / max(1, self.tokens - self.documents), 4),
+            "sha256": file_digest(self.tokens_path, "sha256"),
+        }
+
+
+class TokenWriter:
+    """Both sides, their list of documents and their progress.
+
+    Attributes:
+        sides: by name.
+        text_bytes: of all the text that is written, in UTF-8.
+        parts_written: parts of the document that is being written, or, after `skip_written`, of the next one.
+    """
+
+    def __init__(
+        self, directory: Path, tokenizer_sha256: str, dtype: type[np.unsignedinteger], end_of_text_id: int
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "manifest.json").unlink(missing_ok=True)
+        self.listing_path, self._progress_path = directory / "documents.tsv", directory / _PROGRESS
+        self.sides = {name: Side(directory, name, dtype) for name in (TRAIN, VALIDATION)}
+        self.text_bytes = self.parts_written = 0
+        self._end_of_text_id = end_of_text_id
+        self._progress = self._read_progress(tokenizer_sha256)
+
+    def skip_written(self, documents: Iterator[Selected]) -> Iterator[Selected]:
+        """Drop the documents that are written, as long as they are the listed ones, and open the files behind them.
+
+        Args:
+            documents: all of the stage's, in their order.
+        """
+        saved, listed_bytes = self._progress, 0
+        remaining: Iterator[Selected] = iter(())
+        with closing(listed_documents(self.listing_path, saved.listed_bytes)) as rows:
+            for selected in documents:
+                row, end = next(rows, (None, 0))
+                if row is not None and is_row_of(row, selected):
+                    self.sides[selected.side].count(int(row["tokens"]), selected.document.size)
+                    self.text_bytes += selected.document.size
+                    listed_bytes = end
+                    continue
+                if row is None and (saved.key, saved.sha256) == _identity(selected):
+                    self.parts_written, self.sides[selected.side].pending_tokens = saved.parts, saved.tokens
+                    self.text_bytes += saved.text_bytes
+                remaining = chain([selected], documents)
+                break
+        self._open(listed_bytes)
+        return remaining
+
+    def write(self, selected: Selected, ids: bytes, text_bytes: int, is_last: bool) -> None:
+        """Add the ids of the next part of a document, whose last one ends it, and count the part's bytes of text."""
+        side, document = self.sides[selected.side], selected.document
+        side.write(ids)
+        self.parts_written += 1
+        self.text_bytes += text_bytes
+        self._progress.key, self._progress.sha256 = _identity(selected)
+        if is_last:
+            tokens = side.finish_document(self._end_of_text_id, document.size)
+            self._rows.writerow([selected.side, document.size, tokens, document.sha256, document.key])
+            self.parts_written = 0
+
+    def save(self) -> None:
+        """Bring everything written to the disk, and record how much it is."""
+        self._listing.flush()
+        files: list[Any] = [self._listing, *(file for side in self.sides.values() for file in side.files)]
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+        self._progress.listed_bytes = os.fstat(self._listing.fileno()).st_size
+        self._progress.parts = self.parts_written
+        self._progress.tokens = sum(side.pending_tokens for side in self.sides.values())
+        self._progress.text_bytes = self.text_bytes - sum(side.bytes for side in self.sides.values())
+        write_json(self._progress_path, asdict(self._progress))
+
+    def close(self) -> None:
+        for file in (self._listing, *(file for side in self.sides.values() for file in side.files)):
+            file.close()
+
+    def _read_progress(self, tokenizer_sha256: str) -> Progress:
+        """The saved progress; none where it is of another tokenizer."""
+        try:
+            saved = Progress(**json.loads(self._progress_path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return Progress(tokenizer_sha256)
+        return saved if saved.tokenizer_sha256 == tokenizer_sha256 else Progress(tokenizer_sha256)
+
+    def _open(self, listed_bytes: int) -> None:
+        for side in self.sides.values():
+            side.open()
+        file = self.listing_path.open("ab")
+        file.truncate(listed_bytes)
+        self._listing = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self._rows = csv.writer(self._listing, delimiter="\t", lineterminator="\n")
+        if not listed_bytes:
+            self._rows.writerow(_HEADER)
+
+
+def forget_progress(directory: Path) -> None:
+    """Have the next start begin anew: the files in `directory` are complete, or no longer what was saved."""
+    (directory / _PROGRESS).unlink(missing_ok=True)
+
+
+def listed_documents(path: Path, size: int) -> Generator[tuple[dict[str, str], int], None, None]:
+    """The rows of a documents.tsv within its first `size` bytes, each with the byte after it."""
+    if not size or not path.exists():
+        return
+    with path.open("rb") as file:
+        position = len(file.readline())
+        for line in file:
+            position += len(line)
+            if position > size:
+                return
+            cells = next(csv.reader([line.decode()], delimiter="\t"))
+            yield dict(zip(_HEADER, cells, strict=True)), position
+
+
+def is_row_of(row: dict[str, str], selected: Selected) -> bool:
+    """Whether a row of documents.tsv is this document, on this side, with this text."""
+    document = selected.document
+    expected = (selected.side, str(document.size), document.sha256, document.key)
+    return (row["split"], row["bytes"], row["sha256"], row["key"]) == expected
+
+
+def _identity(selected: Selected) -> tuple[str, str]:
+    return selected.document.key, selected.document.sha256
