@@ -1,0 +1,70 @@
+"""The stage `tokenize` killed by kill -9, in a real `dvc repro`."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from support.clone import Clone
+from support.structure import ROOT
+
+pytestmark = pytest.mark.slow
+
+OUTPUTS = [
+    "tokenizer/tokenizer.json",
+    *(f"tokens/{s}/{side}.bin" for s in ("pretrain", "finetune") for side in ("train", "validation")),
+]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Clone:
+    return Clone.of_working_tree(tmp_path / "project")
+
+
+def kill(project: Clone, point: str) -> str:
+    """What a start prints that kills itself at this point."""
+    commands = project.directory.parent / "bin"
+    commands.mkdir(exist_ok=True)
+    python = commands / "python3"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/support/kill_points.py" "$@"\n')
+    python.chmod(0o755)
+    with project.start("tokenize", KILL_AT=f"tokenize {point}", first_on_path=str(commands)) as process:
+        printed, _ = process.communicate()
+    assert process.returncode != 0, printed
+    assert "Traceback" not in printed
+    return printed
+
+
+def kept(project: Clone) -> dict[str, int]:
+    """When each file of the unfinished stage was written."""
+    (data,) = project.directory.glob(".resume/tokenize/*/data")
+    return {path.relative_to(data).as_posix(): path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+
+
+def test_a_killed_stage_trains_no_tokenizer_again_and_encodes_no_text_again(project: Clone, tmp_path: Path) -> None:
+    printed = kill(project, "smollm.corpus.encode:file_digest before 2 group")  # all of finetune's text is encoded
+    assert "resumed after" not in printed
+    before = kept(project)
+    output = project.dvc("repro", "tokenize").stdout
+    assert "tokenize: finetune: resumed after " in output
+    assert "tokenize: pretrain: resumed after " not in output, "its files were complete"
+    after = kept(project)
+    for name in ("tokenizer/tokenizer.json", "tokens/pretrain/train.bin", "tokens/pretrain/manifest.json"):
+        assert after[name] == before[name], name
+    alone = Clone.of_working_tree(tmp_path / "alone")
+    alone.dvc("repro", "tokenize")
+    for path in OUTPUTS:
+        assert (project.directory / "data" / path).read_bytes() == (alone.directory / "data" / path).read_bytes(), path
+    assert not list(project.directory.glob("data/tokens/*/progress.json"))
+
+
+def test_a_stage_begins_anew_where_packages_were_upgraded_since_the_kill(project: Clone) -> None:
+    kill(project, "smollm.corpus.encode:file_digest before 1 group")
+    (record,) = project.directory.glob(".resume/tokenize/*/sources.json")
+    versions = json.loads(record.read_text())
+    record.write_text(json.dumps({**versions, "pretrain": {**versions["pretrain"], "python": "3.0.0"}}))
+    before = kept(project)
+    printed = kill(project, "smollm.corpus.encode:file_digest before 1 group")
+    assert "resumed after" not in printed
+    assert kept(project)["tokenizer/tokenizer.json"] != before["tokenizer/tokenizer.json"]
+    assert "pretrain: resumed after" in project.dvc("repro", "tokenize").stdout
