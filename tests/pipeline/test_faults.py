@@ -154,7 +154,7 @@ def test_a_dvc_lock_torn_by_a_kill_costs_its_removal_and_no_training(tmp_path: P
 @pytest.mark.slow
 def test_a_lock_of_dvcs_held_by_a_stranger_is_said_by_dvc(tmp_path: Path) -> None:
     """After a restart of the machine, another process may have the number of the killed one."""
-    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    project = clone(tmp_path / "project", with_tokens=False, pretrain=60, finetune=8)
     path = project.directory / ".dvc" / "tmp" / "rwlock"
     path.parent.mkdir(exist_ok=True)
     holder = {"pid": os.getpid(), "cmd": "dvc repro"}

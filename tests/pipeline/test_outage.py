@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def project_in(directory: Path, pretrain: int = 60) -> Clone:
-    made = clone(directory / "project", pretrain=pretrain, finetune=8)
+    made = clone(directory / "project", with_tokens=False, pretrain=pretrain, finetune=8)
     made.set({"tracking.finish_seconds": 10.0})
     made.commit("wait less")
     return made

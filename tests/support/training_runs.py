@@ -20,9 +20,9 @@ EVERY_STEP = {
 """Everything is recorded often, and a step has three micro-batches."""
 
 
-def clone(directory: Path, **lengths: int) -> Clone:
-    """A project with so many steps of each stage."""
-    project = Clone.of_working_tree(directory)
+def clone(directory: Path, with_tokens: bool = True, **lengths: int) -> Clone:
+    """A project with so many steps of each stage, whose text is tokenized unless `with_tokens` is false."""
+    project = Clone.of_working_tree(directory, with_tokens=with_tokens)
     project.set({**EVERY_STEP, **{f"{stage}.steps": length for stage, length in lengths.items()}})
     project.commit("params")
     return project
