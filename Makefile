@@ -36,6 +36,8 @@ $(ready): requirements.lock
 endif
 
 repro: $(ready)  ## run the pipeline: what params.yaml asks for, or PRESET=tiny
+	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .git || grep -qs no_scm .dvc/config .dvc/config.local || { \
+	echo 'ERROR: DVC wants a Git repository, got a folder without .git; run `git init && git add -A && git commit -m begin`, or `dvc config core.no_scm true` to go without (`dvc repro` alone, no experiments)' >&2; exit 1; }
 ifeq ($(PRESET),)
 	@echo "params.yaml: preset $$(sed -n 's/^preset: *\([^ #]*\).*/\1/p' params.yaml); other values: make repro PRESET=$$(ls presets | sed 's/\.yaml$$//' | paste -sd'|' -)"
 	@python3 -m dvc repro

@@ -41,6 +41,18 @@ def test_dvcs_remote_is_named_without_its_password(tmp_path: Path, config: str, 
     assert provenance.dvc_remote(tmp_path) == expected
 
 
+def test_git_that_refuses_is_no_missing_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert provenance.git_state(tmp_path) == {}
+    subprocess.run(["git", "-C", tmp_path, "init", "-q"], check=True)
+    assert provenance.git_state(tmp_path) == {}
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(provenance.GitRefused, match=f"dubious ownership.* git config --global --add .* {tmp_path}$"):
+        provenance.git_state(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(provenance.GitRefused, match="not installed"):
+        provenance.git_state(tmp_path)
+
+
 def test_what_dvc_writes_around_a_stage_makes_no_tree_dirty(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("params.yaml", "dvc.lock", "reports/pretrain/metrics.json")]
     for file in files:

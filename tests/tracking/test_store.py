@@ -1,5 +1,6 @@
 """The repository's own MLflow store: any path, a move or a copy, files of others, and what its errors say."""
 
+import errno
 import os
 import shutil
 import signal
@@ -176,7 +177,7 @@ def test_a_lock_that_is_never_released_is_waited_for_a_while(tmp_path: Path, mon
 
 def test_a_file_system_without_locks_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
-        raise OSError(37, "No locks available")
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     with locked(tmp_path / "lock"):

@@ -6,14 +6,18 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from smollm.errors import CorpusError
+from smollm.stage.picture import draw
 from smollm.state.tokens import TRAIN, VALIDATION, documents_table, open_tokenizer, open_tokens, read_manifest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STAGES = ("pretrain", "finetune")
 _SIDES = (TRAIN, VALIDATION)
@@ -124,13 +128,8 @@ def examples(data: Path, directory: Path, side: str, seed: int, count: int) -> I
 
 def draw_lengths(path: Path, directories: dict[str, Path]) -> None:
     """Write a histogram of the documents' lengths, as SVG; the same text gives the same bytes."""
-    import matplotlib  # slow to import, and used once
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context({"svg.hashsalt": "smollm"}):
-        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    def plot(axes: "Axes") -> None:
         for stage, directory in directories.items():
             lengths = np.concatenate([document_lengths(directory, side) for side in _SIDES])
             edges = 2 ** np.arange(0, np.log2(lengths.max()) + 0.5, 0.5)
@@ -138,9 +137,8 @@ def draw_lengths(path: Path, directories: dict[str, Path]) -> None:
         axes.set(title="length of documents", xlabel="tokens", ylabel="documents", xscale="log")
         axes.grid(alpha=0.3)
         axes.legend()
-        path.unlink(missing_ok=True)  # it may be a link into DVC's cache
-        figure.savefig(path, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
+
+    draw(path, plot)
 
 
 def _text(table: pd.DataFrame) -> str:

@@ -8,10 +8,14 @@ import csv
 import datetime
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from smollm.stage.picture import draw
 from smollm.state.files import write_atomically, write_json
 from smollm.state.journal import COMPLETE, EVENT, Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLUMNS = {
     "losses.tsv": ("step", ("train_loss", "gradient_norm", "learning_rate")),
@@ -120,14 +124,7 @@ def _write_table(path: Path, rows: list[list[Any]]) -> None:
 
 
 def _draw_losses(path: Path, title: str, records: list[Record]) -> None:
-    import matplotlib  # slow to import, and used once
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    # the same curve gives the same bytes
-    with matplotlib.rc_context({"svg.hashsalt": "smollm"}):
-        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    def plot(axes: "Axes") -> None:
         for kind, name, style in (("step", "train_loss", "-"), ("validation", "loss", "o-")):
             points = [(r.step, r.values[name]) for r in records if r.kind == kind]
             label = "training" if kind == "step" else "validation"
@@ -135,6 +132,5 @@ def _draw_losses(path: Path, title: str, records: list[Record]) -> None:
         axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
         axes.grid(alpha=0.3)
         axes.legend()
-        path.unlink(missing_ok=True)  # it may be a link into DVC's cache
-        figure.savefig(path, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
+
+    draw(path, plot)

@@ -80,5 +80,13 @@ def kernels_failed(error: Exception) -> str:
     return f"the GPU's kernels failed ({type(error).__name__}: {error}); going on with torch.compile"
 
 
+def picture_failed(name: str, error: Exception) -> str:
+    return f"{name} cannot be drawn ({type(error).__name__}: {error}); going on without it"
+
+
+def git_refused(error: Exception) -> str:
+    return f"Git does not tell commit and branch, so that MLflow has neither for this run. {error}"
+
+
 def checkpoint_damaged(error: Exception) -> str:
     return f"{error}; going back to the checkpoint before it"

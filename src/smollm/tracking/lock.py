@@ -1,17 +1,15 @@
 """Locks between the processes of a repository that write to its ``mlruns``."""
 
-import errno
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from smollm.state.lock import LocksUnsupported, lock_file
+
 LOCK_SECONDS = 60.0
 """How long `locked` waits for another process; what it guards takes seconds."""
-
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def try_lock(file: IO[Any]) -> bool:
@@ -21,13 +19,9 @@ def try_lock(file: IO[Any]) -> bool:
     the same points.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-    return True
+        return lock_file(file)
+    except LocksUnsupported:
+        return True
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from smollm.errors import Interrupted
 from smollm.state.files import write_json
 from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace, is_code
-from smollm.tracking import provenance
+from smollm.tracking import announce, provenance
 from smollm.tracking.console import say
 from smollm.tracking.kept import kept_line
 from smollm.tracking.run_name import run_name
@@ -106,7 +106,7 @@ class StageObserver:
     def _describe(self, inputs: RunInputs) -> Description:
         shutil.copyfile(self.workspace.directory / "params.yaml", self._params)
         fingerprint, started = self.state.fingerprint, time.time()
-        git = provenance.git_state(self.workspace.directory)
+        git = self._git_tags()
         parent = json.loads(inputs.parent.read_text()) if inputs.parent and inputs.parent.exists() else {}
         return Description(
             mark=f"{fingerprint}-{int(started * 1000)}",  # the outbox sorts by the time in it
@@ -119,7 +119,6 @@ class StageObserver:
                 "stage": self.stage,
                 "fingerprint": fingerprint,
                 "mlflow.source.name": f"dvc repro {self.stage}",
-                **({"mlflow.source.git.commit": git["git.commit"]} if "git.commit" in git else {}),
                 **git,
                 **provenance.dvc_state(),
                 **{f"dvc.dep.{path}": self.state.inputs[path] or "" for path in self._data_inputs},
@@ -128,6 +127,14 @@ class StageObserver:
             parent_run_id=parent.get("mlflow_run_id"),
             parent_mark=parent.get("mlflow_mark"),
         )
+
+    def _git_tags(self) -> dict[str, str]:
+        try:
+            git = provenance.git_state(self.workspace.directory)
+        except provenance.GitRefused as error:
+            say(f"{self.stage}: {announce.git_refused(error)}")
+            return {"git.commit": "unknown"}
+        return git | ({"mlflow.source.git.commit": git["git.commit"]} if git else {})
 
     @property
     def _data_inputs(self) -> list[str]:

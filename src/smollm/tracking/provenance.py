@@ -12,15 +12,24 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+_GIT_SECONDS = 60.0
+
+
+class GitRefused(Exception):
+    """There is a repository, of which Git says nothing; the message has its reason and its remedy."""
+
 
 def git_state(workspace: Path) -> dict[str, str]:
-    """Commit, branch and dirtiness of the working tree; empty outside a Git repository.
+    """Commit, branch and dirtiness of the working tree; empty where there is no Git repository, or no commit.
 
     In one of DVC's temporary experiment folders the commit is the experiment's own. What DVC itself
     removes and rewrites around a stage makes no tree dirty.
+
+    Raises:
+        GitRefused: Git does not read the repository: it belongs to another user, say.
     """
-    commit = _git(workspace, "rev-parse", "HEAD")
-    if commit is None:
+    commit = _git(workspace, "rev-parse", "--verify", "--quiet", "HEAD")
+    if not commit:
         return {}
     branch = _git(workspace, "rev-parse", "--abbrev-ref", "HEAD") or ""
     written = (":!dvc.lock", ":!reports")
@@ -114,9 +123,18 @@ def _text(value: object) -> str:
 
 
 def _git(workspace: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(workspace), *arguments]
+    """What a Git command prints; None where there is no repository."""
+    command, variables = ["git", "-C", str(workspace), *arguments], {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_GIT_SECONDS, env=variables
+        )
+    except FileNotFoundError:
+        if (workspace / ".git").exists():
+            raise GitRefused("git is not installed") from None
         return None
-    return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise GitRefused(str(error)) from None
+    if done.returncode and "not a git repository" not in done.stderr and done.stderr.strip():
+        raise GitRefused(" ".join(done.stderr.split()))
+    return None if done.returncode else done.stdout.strip()
