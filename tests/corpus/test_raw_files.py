@@ -118,3 +118,16 @@ def test_a_name_with_a_control_character_is_refused(character: str, tmp_path: Pa
     ) as caught:
         list(files_of(tmp_path).documents())
     assert str(caught.value).isprintable()
+
+
+def test_data_raw_itself_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
+    put_raw(tmp_path / "disk", "a.txt", b"one")
+    put_raw(tmp_path / "disk", "deep/b.jsonl", b'{"text": "two"}')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "raw").symlink_to(tmp_path / "disk" / "data" / "raw")
+    for glob in ("data/raw/**/*", "data/raw/**/*.*"):
+        documents = files_of(tmp_path, glob).documents()
+        assert {d.key: d.text for d in documents} == {"data/raw/a.txt": "one", "data/raw/deep/b.jsonl#0": "two"}
+    (tmp_path / "data" / "raw" / "linked").symlink_to(tmp_path / "disk" / "data" / "raw" / "deep")
+    with pytest.raises(CorpusError, match="must not lead through a linked folder"):
+        list(files_of(tmp_path, "data/raw/**/*").documents())

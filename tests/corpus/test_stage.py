@@ -1,6 +1,7 @@
 """The stage `tokenize` killed by kill -9, in a real `dvc repro`."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -68,3 +69,23 @@ def test_a_stage_begins_anew_where_packages_were_upgraded_since_the_kill(project
     assert "resumed after" not in printed
     assert kept(project)["tokenizer/tokenizer.json"] != before["tokenizer/tokenizer.json"]
     assert "pretrain: resumed after" in project.dvc("repro", "tokenize").stdout
+
+
+def test_data_raw_on_another_disk_and_names_of_all_kinds_are_read_and_watched(tmp_path: Path) -> None:
+    """data/raw is a link, and the project lies in a folder that no PYTHONPATH and no URL can hold as it is."""
+    project = Clone.of_working_tree(tmp_path / "a:b %20 ?#é'")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for name in ("what?", "a%20b", "c:d", "e#f", "g h", "é", *map(str, range(30))):
+        (disk / f"{name}.txt").write_text(f"the cat {name} sat on the mat\n" * 50)
+    shutil.rmtree(project.directory / "data" / "raw")
+    (project.directory / "data" / "raw").symlink_to(disk)
+    for stage in ("pretrain", "finetune"):
+        project.set({f"corpus.{stage}.source": "files", f"corpus.{stage}.files": ["data/raw/*.txt"]})
+    project.dvc("repro", "tokenize")
+    manifest = project.json("data/tokens/pretrain/manifest.json")
+    assert len(manifest["versions"]) == 36
+    assert {row[4] for row in project.rows("data/tokens/pretrain/documents.tsv")} == manifest["versions"].keys()
+    assert "up to date" in project.dvc("repro", "tokenize").stdout
+    (disk / "7.txt").write_text("the dog barks\n" * 40)
+    assert project.repro("tokenize") == ["tokenize"]

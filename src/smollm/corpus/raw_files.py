@@ -75,4 +75,7 @@ def _is_broken_link(path: Path) -> bool:
 
 
 def _is_below_link(path: Path, workspace: Path) -> bool:
-    return any(parent.is_symlink() for parent in path.parents if parent.is_relative_to(workspace / "data"))
+    """Whether a folder above is a link; data/raw itself may be one, to another disk, and DVC follows it."""
+    raw = workspace / RAW_DATA
+    parents = [parent for parent in path.parents if parent.is_relative_to(raw.parent)]
+    return any(parent.is_symlink() for parent in parents if parent != raw)
