@@ -27,7 +27,7 @@ def enlarge(clone: Clone) -> float:
     """Give the outputs their full size; gigabytes in all."""
     config = load(ROOT / "presets" / "smollm-135m.yaml")
     weights = 4 * parameter_count(config.model)
-    moments = checkpoint_bytes(config.model, config.pretrain.optimizer.kind) - weights
+    moments = checkpoint_bytes(config.model, config.pretrain) - weights
     sizes = {"data/tokens/pretrain/train.bin": 220_000_000}
     for stage in ("pretrain", "finetune"):
         sizes[f"checkpoints/{stage}/model.safetensors"] = weights

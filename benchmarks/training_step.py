@@ -107,7 +107,7 @@ def our_step(
         np.zeros((1, length + 1), np.int64),
     )
     torch.manual_seed(config.seed)
-    assembly = assemble(settings, data.batches, data.end_of_text_id, machine, group or Group.single(), print)
+    assembly = assemble(settings, data, machine, group or Group.single(), print)
     journal = Journal(directory / "journal.jsonl")
     store = CheckpointStore(directory / "checkpoints", 1, "benchmark")
     trainer = Trainer(settings, data, assembly, Records(journal, store, lambda *_: None))

@@ -141,21 +141,25 @@ def test_the_size_of_a_checkpoint_is_that_of_its_files(
     kind: OptimizerKind, model_config: ModelConfig, tmp_path: Path
 ) -> None:
     model = LlamaForCausalLM(model_config)
-    optimizer = Optimizer(model, replace(load(SMOLLM_135M).pretrain.optimizer, kind=kind))
+    training = load(SMOLLM_135M).pretrain
+    training = replace(training, optimizer=replace(training.optimizer, kind=kind))
+    optimizer = Optimizer(model, training.optimizer)
     model.loss(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)).backward()
     for part in optimizer.parts:
         part.step()
     state = TrainerState(1, "pretrain", "0" * 16, None, 0)
-    save(tmp_path / "checkpoint", Checkpoint(state, model.weights(), optimizer.state()))
-    size = sum(file.stat().st_size for file in (tmp_path / "checkpoint").iterdir())
-    headers = 12_000
-    assert 0 < size - checkpoint_bytes(model_config, kind) < headers
+    for name, average in {"plain": {}, "averaged": model.weights()}.items():
+        save(tmp_path / name, Checkpoint(state, model.weights(), optimizer.state(), average))
+        size = sum(file.stat().st_size for file in (tmp_path / name).iterdir())
+        headers = 16_000
+        decay = 0.9 if average else None
+        assert 0 < size - checkpoint_bytes(model_config, replace(training, ema_decay=decay)) < headers, name
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(
     full: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = checkpoint_bytes(full.model, OptimizerKind.MUON)
+    size = checkpoint_bytes(full.model, full.pretrain)
     there = tmp_path / "state" / "checkpoints" / "step-00000250"
 
     def free(amount: float) -> None:

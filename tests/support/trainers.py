@@ -16,7 +16,7 @@ from smollm.device.hardware import Hardware
 from smollm.model.llama import LlamaForCausalLM
 from smollm.state.journal import Journal
 from smollm.tracking.console import Progress
-from smollm.training.assembly import Assembly
+from smollm.training.assembly import Assembly, choose_execution
 from smollm.training.batches import Batches, validation_windows
 from smollm.training.checkpoint_store import CheckpointStore
 from smollm.training.data import TrainingData
@@ -35,6 +35,9 @@ TRAINING = TrainingConfig(
     optimizer=OptimizerConfig(OptimizerKind.MUON, 0.01, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95, 5),
     schedule=ScheduleConfig(2, 0.5, 0.0),
     mask_documents=False,
+    dropout=0.0,
+    label_smoothing=0.0,
+    ema_decay=None,
     gradient_clip=1.0,
     log_every_steps=5,
     sample_every_steps=6,
@@ -56,16 +59,18 @@ class TrainerFactory:
     ) -> Trainer:
         """A trainer that writes to `directory`, or goes on with what is there."""
         directory.mkdir(exist_ok=True)
-        torch.manual_seed(1)
-        model = LlamaForCausalLM(self.model)
-        optimizer = Optimizer(model, training.optimizer)
+        settings = Settings("pretrain", 1, self.model, training, EVALUATION, RUNTIME)
         batches = Batches(TOKENS, training.sequences_per_step, training.sequence_length, 1, "pretrain")
         windows = validation_windows(TOKENS, training.sequence_length, 64, "pretrain")
+        data = TrainingData(self.tokenizer, 0, batches, windows)
+        torch.manual_seed(1)
+        model = LlamaForCausalLM(self.model, choose_execution(settings, data, self.hardware, Group.single()))
+        optimizer = Optimizer(model, training.optimizer)
         journal = Journal(directory / "journal.jsonl")
         store = CheckpointStore(directory / "checkpoints", 2, FINGERPRINT)
         return Trainer(
-            Settings("pretrain", 1, self.model, training, EVALUATION, RUNTIME),
-            TrainingData(self.tokenizer, 0, batches, windows),
+            settings,
+            data,
             Assembly(model, optimizer, self.hardware, Group.single(), micro_batch),
             Records(journal, store, lambda message, step: journal.event(step, message)),
             first_step,

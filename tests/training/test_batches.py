@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from smollm.device.group import Group
+from smollm.device.hardware import Hardware
 from smollm.errors import CorpusError
-from smollm.training.batches import Batches, Ids, validation_windows
+from smollm.training.batches import Batches, BatchReader, Ids, validation_windows
 
 STREAM = np.arange(1100, dtype=np.uint16)
 """Each token is its own position."""
@@ -55,6 +57,18 @@ def test_another_seed_or_stage_or_step_gives_another_batch() -> None:
     assert not same(make(seed=2)(1), first)
     assert not same(make(stage="finetune")(1), first)
     assert not same(make()(2), first)
+
+
+def test_the_seeds_of_dropout_change_with_seed_stage_and_step_and_are_shared_out(cpu: Hardware) -> None:
+    def seeds(batches: Batches, step: int = 1, rank: int = 0, size: int = 1) -> list[int]:
+        return BatchReader(batches, Group(rank, size), cpu).dropout_seeds(step).tolist()
+
+    expected = seeds(make())
+    assert len(expected) == len(set(expected)) == 4
+    assert all(0 <= seed < 2**31 for seed in expected)
+    assert seeds(make()) == expected == [*seeds(make(), rank=0, size=2), *seeds(make(), rank=1, size=2)]
+    others = [seeds(make(seed=2)), seeds(make(stage="finetune")), seeds(make(), step=2)]
+    assert not set(expected) & {seed for other in others for seed in other}
 
 
 @pytest.mark.parametrize("tokens", [1000, 1003, 997, 50, 51, 59])

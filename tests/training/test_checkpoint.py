@@ -24,6 +24,7 @@ from smollm.training.checkpoint_store import CheckpointStore
 
 FINGERPRINT = "0123456789abcdef"
 STATE, MODEL, OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
+AVERAGE = "average.safetensors"
 
 
 def make(step: int) -> Checkpoint:
@@ -57,6 +58,7 @@ def assert_same_checkpoint(one: Checkpoint | None, other: Checkpoint) -> None:
     assert one.state == other.state
     assert_same(one.weights, other.weights)
     assert_same(one.moments, other.moments)
+    assert_same(one.average, other.average)
 
 
 def rewrite_state(directory: Path, **values: Any) -> None:
@@ -75,6 +77,18 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path, state: TrainerState
     written = Checkpoint(state, make(3).weights, make(3).moments)
     save(tmp_path / "checkpoint", written)
     assert_same_checkpoint(load(tmp_path / "checkpoint"), written)
+
+
+def test_an_average_is_a_file_of_its_own_and_what_is_exported(tmp_path: Path) -> None:
+    written = replace(make(3), average=make(4).weights)
+    save(tmp_path / "checkpoint", written)
+    assert_same_checkpoint(load(tmp_path / "checkpoint"), written)
+    assert {file.name for file in (tmp_path / "checkpoint").iterdir()} == {STATE, MODEL, OPTIMIZER, AVERAGE}
+    assert_same(written.exported, make(4).weights)
+    assert_same(make(3).exported, make(3).weights)
+    (tmp_path / "checkpoint" / AVERAGE).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"average\.safetensors: must have the sha256 .* damaged"):
+        load(tmp_path / "checkpoint")
 
 
 def test_a_view_that_is_not_contiguous_is_saved_by_its_values(tmp_path: Path) -> None:

@@ -70,17 +70,17 @@ def fail_above(
     The first try raises `first`, where there is one.
     """
     tried: list[int] = []
-    real = model.loss
+    real = model.training_loss
 
-    def loss(ids: Tensor, targets: Tensor) -> Tensor:
+    def loss(ids: Tensor, targets: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         tried.append(len(ids))
         if first is not None and len(tried) == 1:
             raise first
         if len(ids) > most:
             raise torch.OutOfMemoryError("out of memory")
-        return real(ids, targets)
+        return real(ids, targets, seeds)
 
-    monkeypatch.setattr(model, "loss", loss)
+    monkeypatch.setattr(model, "training_loss", loss)
     return tried
 
 

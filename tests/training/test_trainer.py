@@ -15,8 +15,10 @@ from tokenizers import Tokenizer
 
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
+from smollm.config.training import TrainingConfig
 from smollm.device.hardware import Hardware
 from smollm.errors import CheckpointError, Interrupted, NonFinite, TrainingError
+from smollm.model.sharding import load_weights
 from smollm.tracking.console import Progress
 from smollm.training.stop import StopSignal
 from smollm.training.trainer import Trainer
@@ -35,6 +37,9 @@ def test_each_thing_is_recorded_when_it_is_due_and_at_the_end(trainers: TrainerF
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000010", "step-00000012"]
 
 
+REGULARIZED = replace(TRAINING, dropout=0.2, label_smoothing=0.1, ema_decay=0.9)
+
+
 def test_a_later_stage_counts_on(trainers: TrainerFactory, tmp_path: Path) -> None:
     assert recorded(run(trainers(tmp_path, first_step=100)), "step") == [101, 105, 110, 112]
 
@@ -44,14 +49,17 @@ def test_training_lowers_the_loss(trainers: TrainerFactory, tmp_path: Path) -> N
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_going_on_from_a_checkpoint_is_exact(trainers: TrainerFactory, tmp_path: Path) -> None:
-    whole = run(trainers(tmp_path / "whole"))
-    first = trainers(tmp_path / "cut")
+@pytest.mark.parametrize("training", [TRAINING, REGULARIZED], ids=["plain", "regularized"])
+def test_going_on_from_a_checkpoint_is_exact(
+    training: TrainingConfig, trainers: TrainerFactory, tmp_path: Path
+) -> None:
+    whole = run(trainers(tmp_path / "whole", training))
+    first = trainers(tmp_path / "cut", training)
     first.journal.append("step", 7, train_loss=0.0)  # as if it had died later; the first record stands
     with pytest.raises(Interrupted), StopSignal() as stop:
         stop.received = signal.SIGTERM
         first.run(stop, Progress("test", 12))
-    again = trainers(tmp_path / "cut")
+    again = trainers(tmp_path / "cut", training)
     checkpoint = again.store.newest(pytest.fail)
     assert checkpoint is not None
     assert checkpoint.state.step == 1
@@ -62,6 +70,57 @@ def test_going_on_from_a_checkpoint_is_exact(trainers: TrainerFactory, tmp_path:
     for name, value in whole.assembly.optimizer.state().items():
         assert torch.equal(value, again.assembly.optimizer.state()[name]), name
     assert recorded(again, "step") == [7, 1, 5, 10, 12]
+    ends = [trainer.store.newest(pytest.fail) for trainer in (whole, again)]
+    assert ends[0] is not None and ends[1] is not None
+    assert bool(ends[0].average) == (training is REGULARIZED)
+    for name, value in ends[0].average.items():
+        assert torch.equal(value, ends[1].average[name]), name
+
+
+def test_dropout_is_that_of_the_sequences_however_a_step_is_cut(trainers: TrainerFactory, tmp_path: Path) -> None:
+    training = replace(TRAINING, dropout=0.3)
+    numbers = [trainers(tmp_path / f"{size}", training, micro_batch=size).take_step(0.01) for size in (4, 2, 1)]
+    np.testing.assert_allclose(numbers[1:], numbers[:1] * 2, rtol=1e-5)
+    assert abs(numbers[0][0] - trainers(tmp_path / "plain").take_step(0.01)[0]) > 1e-3
+
+
+def test_the_average_is_what_is_validated_and_the_weights_are_what_is_trained(
+    trainers: TrainerFactory, tmp_path: Path
+) -> None:
+    plain = run(trainers(tmp_path / "plain"))
+    averaged = run(trainers(tmp_path / "averaged", replace(TRAINING, ema_decay=0.9)))
+    for name, value in plain.model.weights().items():
+        assert torch.equal(value, averaged.model.weights()[name]), name
+    checkpoint = averaged.store.newest(pytest.fail)
+    assert checkpoint is not None
+    assert not torch.equal(checkpoint.average["model.norm.weight"], checkpoint.weights["model.norm.weight"])
+    load_weights(plain.model, checkpoint.exported)
+    last = [record for record in averaged.journal.records() if record.kind == "validation"][-1]
+    assert last.values["loss"] == plain._evaluator(plain.model).loss
+
+
+def test_a_later_stage_starts_from_the_average(trainers: TrainerFactory, tmp_path: Path) -> None:
+    checkpoint = run(trainers(tmp_path / "pretrain", REGULARIZED)).store.newest(pytest.fail)
+    assert checkpoint is not None
+    earlier = replace(checkpoint, state=replace(checkpoint.state, stage="earlier"))
+    for training in (TRAINING, REGULARIZED):
+        later = trainers(tmp_path / f"later {training.dropout}", training, first_step=12)
+        later.restore(earlier)
+        for name, value in later.model.weights().items():
+            assert torch.equal(value, checkpoint.average[name]), name
+
+
+def test_regularization_ends_with_the_training_loss(trainers: TrainerFactory, tmp_path: Path) -> None:
+    """What is validated has neither dropout nor label smoothing, and what is logged no smoothing."""
+    first_losses, validations = [], []
+    for smoothing, dropout in [(0.0, 0.0), (0.5, 0.0), (0.5, 0.5)]:
+        training = replace(TRAINING, label_smoothing=smoothing, dropout=dropout)
+        records = run(trainers(tmp_path / f"{smoothing} {dropout}", training)).journal.records()
+        first_losses.append(next(r.values["train_loss"] for r in records if r.kind == "step"))
+        validations.append([r.values["loss"] for r in records if r.kind == "validation"])
+    assert first_losses[0] == first_losses[1] != first_losses[2]
+    assert validations[0][0] == validations[1][0] == validations[2][0]
+    assert len({losses[-1] for losses in validations}) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -97,6 +156,7 @@ def poison(trainer: Trainer, token: int) -> None:
         return good * float("nan") if is_bad else good
 
     trainer.model.loss = loss  # type: ignore[method-assign]
+    trainer.model.training_loss = lambda ids, targets, _: (loss(ids, targets),) * 2  # type: ignore[method-assign]
 
 
 def test_numbers_that_are_not_finite_stop_before_the_step_and_name_its_sequences(

@@ -66,6 +66,12 @@ class TrainingConfig:
     schedule: ScheduleConfig
     mask_documents: bool
     """Whether a token attends to its own document alone, not to others in the same sequence."""
+    dropout: Annotated[float, at_least(0), below(1)]
+    """Share of numbers zeroed in training: of the embedding's output, and of what attention and MLP add to it."""
+    label_smoothing: Annotated[float, at_least(0), below(1)]
+    """Share of each target's probability that training spreads over all tokens."""
+    ema_decay: Annotated[float | None, above(0), below(1)]
+    """Of the average of the weights, which is what is validated and exported; null: none."""
     gradient_clip: Annotated[float, above(0)]
     """Largest norm of the whole gradient."""
     log_every_steps: Annotated[int, at_least(1)]

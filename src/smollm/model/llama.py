@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from smollm.config.model import ModelConfig
+from smollm.model.dropout import Dropout
 
 IGNORED = -100
 """A target with this id counts for nothing in the loss."""
@@ -156,10 +157,18 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Cached | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cached: Cached | None = None,
+        mask: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cached, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        mixed = self.self_attn(self.input_layernorm(x), cos, sin, cached, mask)
+        x = x + (dropout(mixed, 0) if dropout else mixed)
+        out = self.mlp(self.post_attention_layernorm(x))
+        return x + (dropout(out, 1) if dropout else out)
 
 
 class LlamaModel(nn.Module):
@@ -182,6 +191,7 @@ class LlamaModel(nn.Module):
         ids: Tensor,
         cache: KeyValueCache | None = None,
         mask: Tensor | None = None,
+        dropout: Dropout | None = None,
         recompute_activations: bool = False,
     ) -> Tensor:
         """Hidden states (B, T, H) of `ids` (B, T), each of which looks at those before it, or as `mask` says."""
@@ -189,11 +199,14 @@ class LlamaModel(nn.Module):
         x = self.embed_tokens(ids)  # (B, T, H)
         if cache is None:
             cos, sin = self.cos[:time], self.sin[:time]
-            for layer in self.layers:
+            if dropout:
+                x = dropout(x, 0)
+            for index, layer in enumerate(self.layers):
+                dropout_here = dropout.at(1 + 2 * index, 2) if dropout else None
                 if recompute_activations:
-                    x = checkpoint(layer, x, cos, sin, None, mask, use_reentrant=False)
+                    x = checkpoint(layer, x, cos, sin, None, mask, dropout_here, use_reentrant=False)
                 else:
-                    x = layer(x, cos, sin, None, mask)
+                    x = layer(x, cos, sin, None, mask, dropout_here)
             return x
         where, mask = cache.next(time)
         cos, sin = self.cos[where], self.sin[where]
@@ -213,10 +226,16 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is computed. All but `document_end` leave the result as it is, up to rounding."""
+    """How a model is computed. All from `recompute_activations` on leave the result as it is, up to rounding."""
 
     document_end: int | None = None
     """The id that ends a document; where set, tokens attend to their own document alone (not while sampling)."""
+    dropout: float = 0.0
+    """Share of the numbers zeroed in training: of the embedding's output, and of what attention and MLP add to it."""
+    label_smoothing: float = 0.0
+    """Share of each target's probability that training spreads over all ids (arXiv:1512.00567)."""
+    smoothed_ids: int | None = None
+    """Over the ids below this one alone, which are those that the tokenizer has."""
     recompute_activations: bool = False
     """Whether a block's activations are computed again for the gradient, not kept (arXiv:1604.06174)."""
     compiled: bool = False
@@ -253,9 +272,9 @@ class LlamaForCausalLM(nn.Module):
         seconds rather than a minute, whatever the number of layers.
         """
         self.execution = execution
-        self._head = self._head_loss
+        self._head = self._head_losses
         if execution.compiled:
-            self._head = torch.compile(self._head_loss, fullgraph=True, dynamic=False)
+            self._head = torch.compile(self._head_losses, fullgraph=True, dynamic=False)
         for layer in self.model.layers:
             layer._compiled_call_impl = None
             if execution.compiled:
@@ -275,9 +294,26 @@ class LlamaForCausalLM(nn.Module):
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, in nats, of `targets` (B, T) after `ids` (B, T): a float32 scalar."""
-        if self.execution.kernels:
-            return self.execution.kernels.loss(self, ids, targets)
-        hidden = self.model(ids, None, self._mask(ids), self.execution.recompute_activations)
+        return self._losses(ids, targets)[1]
+
+    def training_loss(self, ids: Tensor, targets: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What training minimizes, with dropout and label smoothing, and the mean cross-entropy, with dropout.
+
+        Args:
+            ids, targets: (B, T) int64.
+            seeds: (B,) int64, below 2^31, of the dropout masks; None: nothing is zeroed.
+        """
+        return self._losses(ids, targets, seeds)
+
+    def _losses(self, ids: Tensor, targets: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        execution = self.execution
+        if execution.kernels:
+            loss = execution.kernels.loss(self, ids, targets)
+            return loss, loss
+        dropout = None
+        if execution.dropout:
+            dropout = Dropout.of(seeds, execution.dropout, ids, 1 + 2 * self.config.num_hidden_layers)
+        hidden = self.model(ids, None, self._mask(ids), dropout, execution.recompute_activations)
         return self._head(hidden, targets)
 
     def _mask(self, ids: Tensor) -> Tensor | None:
@@ -287,9 +323,14 @@ class LlamaForCausalLM(nn.Module):
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(self.model.norm(hidden))
 
-    def _head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _head_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What training minimizes, of targets none of which is ignored, and the mean cross-entropy."""
         logits = self._logits(hidden).float().flatten(0, 1)  # (B*T, V)
-        return functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
+        loss = functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
+        if not self.execution.label_smoothing:
+            return loss, loss
+        uniform = logits.logsumexp(-1) - logits[:, : self.execution.smoothed_ids].mean(-1)  # (B*T,)
+        return torch.lerp(loss, uniform.mean(), self.execution.label_smoothing), loss
 
     def uncompiled(self) -> AbstractContextManager[object]:
         """Run what is compiled without its compiled code, for shapes that come seldom."""

@@ -27,7 +27,8 @@ def shard(model: LlamaForCausalLM, group: Group, device: torch.device) -> None:
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "loss")
+    for method in ("loss", "training_loss"):
+        register_fsdp_forward_method(model, method)
     assert model.execution.sharded, "what executes the model takes it for sharded"
 
 

@@ -82,7 +82,7 @@ class Preflight:
         Raises:
             StorageError: there is less room.
         """
-        size = checkpoint_bytes(self.model, self.training.optimizer.kind)
+        size = checkpoint_bytes(self.model, self.training)
         there = sum(file.stat().st_size for file in checkpoints.glob("step-*/*"))
         checkpoints.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(checkpoints).free
@@ -163,13 +163,15 @@ def check_vocabulary(tokens: int, model: ModelConfig) -> None:
         )
 
 
-def checkpoint_bytes(model: ModelConfig, kind: OptimizerKind) -> int:
-    """Size of a checkpoint: weights and two moments in float32; with Muon the hidden matrices have one moment."""
+def checkpoint_bytes(model: ModelConfig, training: TrainingConfig) -> int:
+    """Size of a checkpoint: in float32 the weights, two moments (with Muon one of the hidden matrices), the average."""
     parameters = parameter_count(model)
     outside = replace(model, num_hidden_layers=0)
     norms = 2 * model.num_hidden_layers * model.hidden_size
-    hidden = parameters - parameter_count(outside) - norms if kind is OptimizerKind.MUON else 0
-    return 4 * (3 * parameters - hidden)
+    is_muon = training.optimizer.kind is OptimizerKind.MUON
+    hidden = parameters - parameter_count(outside) - norms if is_muon else 0
+    averages = 0 if training.ema_decay is None else parameters
+    return 4 * (3 * parameters - hidden + averages)
 
 
 def _step_flops(model: ModelConfig, training: TrainingConfig) -> float:

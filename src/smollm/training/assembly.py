@@ -8,7 +8,8 @@ from smollm.device.hardware import Hardware
 from smollm.model import fused
 from smollm.model.llama import Execution, LlamaForCausalLM
 from smollm.model.sharding import shard
-from smollm.training.batches import Batches
+from smollm.state.tokens import vocabulary_size
+from smollm.training.data import TrainingData
 from smollm.training.micro_batch import MicroBatchSearch
 from smollm.training.optim import Optimizer
 from smollm.training.settings import Settings
@@ -29,8 +30,7 @@ class Assembly:
 
 def assemble(
     settings: Settings,
-    batches: Batches,
-    document_end: int,
+    data: TrainingData,
     hardware: Hardware,
     group: Group,
     warn: Callable[[str], None],
@@ -39,8 +39,7 @@ def assemble(
 
     Args:
         settings: of the stage.
-        batches: of the stage, to try with.
-        document_end: the id that ends a document.
+        data: of the stage, to try with.
         hardware: of this process.
         group: the processes that train together, all of which assemble.
         warn: called with a line about what does not work and is done without.
@@ -48,9 +47,10 @@ def assemble(
     Raises:
         TrainingError: not even the smallest micro-batch fits into memory.
     """
-    execution = choose_execution(settings, document_end, hardware, group)
+    execution = choose_execution(settings, data, hardware, group)
     model = LlamaForCausalLM(settings.model, execution)
-    search = MicroBatchSearch(batches, settings.runtime.micro_batch_size, hardware, warn, group)
+    averages = settings.training.ema_decay is not None
+    search = MicroBatchSearch(data.batches, settings.runtime.micro_batch_size, hardware, warn, group, averages)
     if execution.sharded:
         micro_batch = search.run_sharded(model)
         shard(model, group, hardware.device)
@@ -61,10 +61,14 @@ def assemble(
     return Assembly(model, optimizer, hardware, group, group.all_reduce(micro_batch, min))
 
 
-def choose_execution(settings: Settings, document_end: int, hardware: Hardware, group: Group) -> Execution:
+def choose_execution(settings: Settings, data: TrainingData, hardware: Hardware, group: Group) -> Execution:
     """The fastest execution that the settings and the hardware allow."""
+    training = settings.training
     execution = Execution(
-        document_end=document_end if settings.training.mask_documents else None,
+        document_end=data.end_of_text_id if training.mask_documents else None,
+        dropout=training.dropout,
+        label_smoothing=training.label_smoothing,
+        smoothed_ids=vocabulary_size(data.tokenizer) if training.label_smoothing else None,
         recompute_activations=settings.runtime.activation_checkpointing,
         sharded=settings.runtime.shard_weights and group.size > 1,
     )

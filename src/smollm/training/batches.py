@@ -90,6 +90,12 @@ class BatchReader:
         batch = torch.from_numpy(np.stack([ids[self._mine] for ids in self.batches(step)]))
         return batch.pin_memory() if self.is_cuda else batch
 
+    def dropout_seeds(self, step: int) -> Tensor:
+        """A number below 2^31 for each of this process's sequences of step `step`, (B,) int64."""
+        batches = self.batches
+        generator = np.random.default_rng(key(batches.seed, "dropout", batches.stage, step))
+        return torch.from_numpy(generator.integers(2**31, size=batches.sequences)[self._mine])
+
     def prefetch(self, step: int) -> None:
         """Read step `step` ahead, if the device computes meanwhile."""
         if self.is_cuda:

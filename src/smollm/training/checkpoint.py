@@ -4,7 +4,8 @@ A checkpoint is a folder:
 
     model.safetensors      weights by Hugging Face name, float32, the tied lm_head left out
     optimizer.safetensors  moments as <parameter name>.<moment>
-    trainer_state.json     step, what it belongs to, the sha256 of both files and its own
+    average.safetensors    the average of the weights, where the stage has one, like the weights
+    trainer_state.json     step, what it belongs to, the sha256 of the other files and its own
 
 The JSON file is written last, and the folder gets its final name after that.
 """
@@ -12,7 +13,7 @@ The JSON file is written last, and the folder gets its final name after that.
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -25,6 +26,7 @@ from smollm.state.files import apply_umask, disk_errors, file_digest, sync, sync
 
 FORMAT = 1
 _STATE, _MODEL, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
+_AVERAGE = "average.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,17 @@ class Checkpoint:
     state: TrainerState
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Of the weights; empty where the stage has none."""
+
+    @property
+    def exported(self) -> dict[str, Tensor]:
+        """The weights that were validated, and that a model is made of."""
+        return self.average or self.weights
+
+    def tensors(self) -> tuple[dict[str, Tensor], ...]:
+        """Weights, moments and average."""
+        return self.weights, self.moments, self.average
 
 
 def save(directory: Path, checkpoint: Checkpoint) -> None:
@@ -55,6 +68,8 @@ def save(directory: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     tensors = {_MODEL: checkpoint.weights, _OPTIMIZER: checkpoint.moments}
+    if checkpoint.average:
+        tensors[_AVERAGE] = checkpoint.average
     for name, values in tensors.items():
         with disk_errors(draft / name):
             save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, draft / name)
@@ -83,13 +98,14 @@ def load(directory: Path) -> Checkpoint:
                 f"{directory / _STATE}: must be as it was written, in format {FORMAT}, got other content; train again"
             )
         digests = content.pop("sha256")
-        for name in (_MODEL, _OPTIMIZER):
-            if file_digest(directory / name, "sha256") != digests[name]:
+        for name, digest in digests.items():
+            if file_digest(directory / name, "sha256") != digest:
                 raise CheckpointError(
-                    f"{directory / name}: must have the sha256 {digests[name]}, got another: it is damaged; train again"
+                    f"{directory / name}: must have the sha256 {digest}, got another: it is damaged; train again"
                 )
         state = TrainerState(**content)
-        return Checkpoint(state, load_file(directory / _MODEL), load_file(directory / _OPTIMIZER))
+        tensors = {name: load_file(directory / name) for name in digests}
+        return Checkpoint(state, tensors[_MODEL], tensors[_OPTIMIZER], tensors.get(_AVERAGE, {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{directory}: must be a readable checkpoint, got {reason}; train again") from error
@@ -101,7 +117,8 @@ def broadcast(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
     if state is None:
         return None
     weights = group.broadcast_tensors(checkpoint.weights if checkpoint else {})
-    return Checkpoint(state, weights, group.broadcast_tensors(checkpoint.moments if checkpoint else {}))
+    moments = group.broadcast_tensors(checkpoint.moments if checkpoint else {})
+    return Checkpoint(state, weights, moments, group.broadcast_tensors(checkpoint.average if checkpoint else {}))
 
 
 def _digest(content: dict[str, object]) -> str:

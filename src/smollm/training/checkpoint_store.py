@@ -35,8 +35,8 @@ class CheckpointStore:
             OSError: an earlier one could not be written.
         """
         self.wait()
-        weights, moments = (copy_to_host(tensors, keep=True) for tensors in (checkpoint.weights, checkpoint.moments))
-        self._writing = self._writer.submit(self._write, Checkpoint(checkpoint.state, weights, moments))
+        copies = [copy_to_host(tensors, keep=True) for tensors in checkpoint.tensors()]
+        self._writing = self._writer.submit(self._write, Checkpoint(checkpoint.state, *copies))
 
     def wait(self) -> None:
         """Wait until what was saved is on the disk.
@@ -103,7 +103,7 @@ class NoCheckpointStore(CheckpointStore):
         super().__init__(Path(), 1, "")
 
     def save(self, checkpoint: Checkpoint) -> None:
-        for tensors in (checkpoint.weights, checkpoint.moments):
+        for tensors in checkpoint.tensors():
             copy_to_host(tensors, keep=False)
 
     def newest(self, warn: Callable[[str], None]) -> None:

@@ -30,6 +30,8 @@ class MicroBatchSearch:
     warn: Callable[[str], None]
     """Called with a line about what does not work and is done without."""
     group: Group
+    averages: bool = False
+    """Whether an average of the weights is in memory as well."""
 
     @property
     def share(self) -> int:
@@ -104,9 +106,9 @@ class MicroBatchSearch:
         except torch.OutOfMemoryError:
             return math.inf
         activations = first + (second - first - block) * (model.config.num_hidden_layers - 1)
-        # weights, gradients and two moments, sharded; gathered: weights of two blocks and of the head, gradients of two
-        # blocks, or of all of them while there are several micro-batches
-        sharded, gathered = 4 * everything / self.group.size, shallow + block
+        # sharded: weights, gradients, two moments and perhaps the average; gathered: weights of two blocks and of the
+        # head, gradients of two blocks, or of all of them while there are several micro-batches
+        sharded, gathered = (4 + self.averages) * everything / self.group.size, shallow + block
         return sharded + gathered + (everything if size < self.share else block) + activations
 
     def _growth(self, model: LlamaForCausalLM, size: int) -> int:
@@ -129,7 +131,7 @@ class MicroBatchSearch:
             return []
         # AdamW's two moments, and the gradient of the micro-batches before, or the one that is being averaged
         numbers = 3 if size < self.share or self.group.size > 1 else 2
-        return [torch.empty_like(weight) for weight in model.parameters() for _ in range(numbers)]
+        return [torch.empty_like(weight) for weight in model.parameters() for _ in range(numbers + self.averages)]
 
     def _try(self, model: LlamaForCausalLM, size: int, _beside: Sequence[torch.Tensor] = ()) -> None:
         """Compute the gradient of `size` sequences, with other tensors in memory beside it."""
@@ -137,8 +139,8 @@ class MicroBatchSearch:
             inputs, targets = (torch.from_numpy(ids[:size].copy()).to(self.hardware.device) for ids in self.batches(1))
             _validation = _reserve_validation(model, inputs, targets, self.hardware)
             with self.hardware.autocast():
-                loss = model.loss(inputs, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
+                objective, _ = model.training_loss(inputs, targets, inputs[:, 0])
+            objective.backward()  # type: ignore[no-untyped-call]
             self.hardware.synchronize()
         finally:
             model.zero_grad(set_to_none=True)

@@ -39,7 +39,7 @@ class Publisher:
         """
         directory, stage = run.workspace.directory, self.settings.stage
         store = CheckpointStore(run.state.directory / "checkpoints", 1, run.state.fingerprint)
-        weights = self._last(run, store).weights
+        weights = self._last(run, store).exported
         manifest = read_manifest(token_directory(directory, stage))
         tokenizer = open_tokenizer(directory / "data/tokenizer/tokenizer.json")
         model = directory / "models" / stage

@@ -91,9 +91,7 @@ class TrainingStage:
         preflight = self._check_preflight(records, machine, settings.steps - done, group)
 
         data = TrainingData.open(self.workspace.directory, settings, self.continues)
-        assembly = assemble(
-            settings, data.batches, data.end_of_text_id, machine, group, lambda line: records.log(line, first_step)
-        )
+        assembly = assemble(settings, data, machine, group, lambda line: records.log(line, first_step))
         self._record_hardware(records, assembly, first_step + done)
         trainer = Trainer(settings, data, assembly, records, first_step)
         state = checkpoint.broadcast(group, resumed or start)

@@ -29,8 +29,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        return self.model.loss(ids, targets)
+    def forward(self, ids: Tensor, targets: Tensor, seeds: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.model.training_loss(ids, targets, seeds)
 
 
 class Step:
@@ -53,11 +53,12 @@ class Step:
         self._warm_ups = 1 if self._averaged is None else _AVERAGED_WARM_UPS
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
 
-    def gradient(self, batch: Tensor) -> Tensor:
+    def gradient(self, batch: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Leave the gradient of `batch` with the parameters.
 
         Args:
             batch: inputs and targets, (2, B, T) int64, in pinned memory if the device is a GPU.
+            seeds: of the dropout masks, (B,) int64, where numbers are to be zeroed.
 
         Returns:
             On the device: this process's mean loss, and the whole gradient's norm before it is clipped; good until
@@ -66,7 +67,7 @@ class Step:
         if self._captures and self._warm_ups == 0 and self._graphs is None:
             self._capture(batch)
         if self._graphs is None:
-            self._numbers = self._gradient(batch.to(self.hardware.device, non_blocking=True))
+            self._numbers = self._gradient(batch.to(self.hardware.device, non_blocking=True), seeds)
         else:
             self._batch.copy_(batch, non_blocking=True)
             self._graphs[0].replay()
@@ -87,15 +88,16 @@ class Step:
         else:
             self._graphs[1].replay()  # the next gradient overwrites this one
 
-    def _gradient(self, batch: Tensor) -> Tensor:
+    def _gradient(self, batch: Tensor, seeds: Tensor | None = None) -> Tensor:
         inputs, targets = (ids.split(self.micro_batch) for ids in batch)
+        seeds_of = [None] * len(inputs) if seeds is None else torch.split(seeds.to(batch.device), self.micro_batch)
         total = torch.zeros((), device=self.hardware.device)
-        for index, (ids, following) in enumerate(zip(inputs, targets, strict=True)):
+        for index, micro_batch in enumerate(zip(inputs, targets, seeds_of, strict=True)):
             with self._averaging(is_last=index == len(inputs) - 1):
                 with self.hardware.autocast():
-                    loss = (self._averaged or self.model.loss)(ids, following) / len(inputs)
-                self.scaler.scale(loss).backward()
-            total += loss.detach()
+                    objective, loss = (self._averaged or self.model.training_loss)(*micro_batch)
+                self.scaler.scale(objective / len(inputs)).backward()
+            total += loss.detach() / len(inputs)
         for part in self.optimizer.parts:
             self.scaler.unscale_(part)
         return torch.stack((total, gradient_norm(self.model)))

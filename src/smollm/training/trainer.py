@@ -6,6 +6,7 @@ The trainer writes to the journal and to the checkpoint store, and knows of noth
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -16,6 +17,7 @@ from smollm.model.sharding import load_weights, total_norm
 from smollm.state.tokens import token_bytes
 from smollm.tracking.console import Progress
 from smollm.training.assembly import Assembly
+from smollm.training.average import WeightAverage
 from smollm.training.batches import BatchReader
 from smollm.training.checkpoint import Checkpoint, TrainerState
 from smollm.training.data import TrainingData
@@ -51,6 +53,8 @@ class Trainer:
         self.journal, self.store = records.journal, records.store
         self.loss_scale = LossScale(settings.stage, self.hardware, self.journal)
         self._step = Step(assembly, self.loss_scale.scaler, settings.training.gradient_clip)
+        decay = settings.training.ema_decay
+        self._average = None if decay is None else WeightAverage(self.model, decay)
         self._reader = BatchReader(data.batches, self.group, self.hardware)
         self._sampler = Sampler(self.model, data.tokenizer, settings.evaluation, self.hardware)
         sizes = token_bytes(data.tokenizer)
@@ -85,7 +89,10 @@ class Trainer:
                 f"{checkpoint.state.stage}'s checkpoint must be of the model that params.yaml describes, got "
                 f"{theirs.get(odd)} for {odd}, not {ours.get(odd)}; run the whole pipeline with `dvc repro`"
             )
-        load_weights(self.model, checkpoint.weights)
+        is_own = checkpoint.state.stage == self.settings.stage
+        load_weights(self.model, checkpoint.weights if is_own else checkpoint.exported)
+        if self._average is not None:
+            self._average.load_state(checkpoint.exported)
         self.assembly.optimizer.load_state(checkpoint.moments)
         self.loss_scale.restore(checkpoint.state.loss_scale, checkpoint.state.clean_steps)
         self.done = checkpoint.state.step - self.first_step
@@ -146,7 +153,8 @@ class Trainer:
             TrainingError: fp16 overflows whatever the loss scale.
         """
         step = self.step + 1
-        numbers = self._step.gradient(self._reader.read(self.done + 1))
+        seeds = self._reader.dropout_seeds(self.done + 1) if self.settings.training.dropout else None
+        numbers = self._step.gradient(self._reader.read(self.done + 1), seeds)
         self._reader.prefetch(self.done + 2)
         loss, norm = (self.group.sum(numbers.clone()) / self.group.size).tolist()
         has_overflowed = not math.isfinite(norm)
@@ -163,7 +171,13 @@ class Trainer:
             )
         self.loss_scale.note(step, has_overflowed)
         self._step.update(rate, skip=has_overflowed)
+        if self._average is not None:
+            self._average.update(self.done + 1)
         return loss, norm
+
+    def _averaged_weights(self) -> AbstractContextManager[None]:
+        """The model has the averaged weights meanwhile, if there are any: those that the stage exports."""
+        return nullcontext() if self._average is None else self._average.in_use()
 
     def _non_finite(self, step: int, what: str, **values: object) -> NonFinite:
         """The error for numbers of `step` that are not finite."""
@@ -174,7 +188,8 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        result = self._evaluator(self.model)
+        with self._averaged_weights():
+            result = self._evaluator(self.model)
         self._record_ranks(result.tokens_per_second)
         if not math.isfinite(result.loss):
             raise self._non_finite(
@@ -184,7 +199,8 @@ class Trainer:
         best = min(value for step, value in self._bits_per_byte.items() if step <= self.step)
         of_pretrain = {}
         if self._pretrain_evaluator is not None:
-            other = self._pretrain_evaluator(self.model)
+            with self._averaged_weights():
+                other = self._pretrain_evaluator(self.model)
             of_pretrain = {"pretrain_loss": other.loss, "pretrain_bits_per_byte": other.bits_per_byte}
         self.journal.append(
             "validation",
@@ -220,7 +236,8 @@ class Trainer:
 
     def _sample(self) -> None:
         settings = self.settings
-        texts = self._sampler(key(settings.seed, "sample", settings.stage, self.step))
+        with self._averaged_weights():
+            texts = self._sampler(key(settings.seed, "sample", settings.stage, self.step))
         self.journal.append("sample", self.step, prompts=list(settings.evaluation.prompts), texts=texts)
 
     def _save(self) -> None:
@@ -234,4 +251,5 @@ class Trainer:
             loss_scale=self.loss_scale.value(),
             clean_steps=self.loss_scale.clean_steps(),
         )
-        self.store.save(Checkpoint(state, self.model.weights(), self.assembly.optimizer.state()))
+        average = {} if self._average is None else self._average.state()
+        self.store.save(Checkpoint(state, self.model.weights(), self.assembly.optimizer.state(), average))
