@@ -27,6 +27,7 @@ _COLUMNS = {
     "metrics.validation/best_bits_per_byte": "best_bits_per_byte",
     "metrics.speed/median_tokens_per_second": "tokens_per_second",
     "start_time": "started",
+    "tags.corpus": "corpus",
     "tags.git.commit": "commit",
     "checkpoint": "checkpoint",
     "run_id": "run_id",
@@ -89,7 +90,7 @@ def _local(time: pd.Timestamp) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the runs that MLflow holds.")
     parser.add_argument("--stage", choices=("tokenize", "pretrain", "finetune"))
-    parser.add_argument("--sort", default="started", metavar="COLUMN")
+    parser.add_argument("--sort", default="best_bits_per_byte", metavar="COLUMN", help="the best first, unless told")
     parser.add_argument("--descending", action="store_true", help="largest first")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
     arguments = parser.parse_args()

@@ -14,7 +14,7 @@ from typing import Any
 
 from smollm.state.files import link_or_copy, write_json
 from smollm.tracking.deadline import Deadline
-from smollm.tracking.run_record import Dataset, Description, Ending, Version
+from smollm.tracking.run_record import Checkpoint, Dataset, Description, Ending, Version
 from smollm.tracking.store import Store
 
 
@@ -77,7 +77,8 @@ class Delivery:
         if not values:
             return None
         version = values.pop("version", None)
-        return Ending(**values, version=Version(**version) if version else None)
+        checkpoints = [Checkpoint(**checkpoint) for checkpoint in values.pop("checkpoints", [])]
+        return Ending(**values, version=Version(**version) if version else None, checkpoints=checkpoints)
 
     def begin(self, description: Description) -> None:
         """Note what the run is, and which store it is for."""

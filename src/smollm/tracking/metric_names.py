@@ -13,6 +13,7 @@ METRICS = {
     ("validation", "loss"): "validation/loss",
     ("validation", "bits_per_byte"): "validation/bits_per_byte",
     ("validation", "best_bits_per_byte"): "validation/best_bits_per_byte",
+    ("validation", "best_step"): "validation/best_step",
     ("validation", "pretrain_bits_per_byte"): "validation/pretrain_bits_per_byte",
     ("speed", "tokens_per_second"): "speed/tokens_per_second",
     ("speed", "step_ms"): "speed/step_ms",

@@ -15,6 +15,7 @@ from smollm.state.files import write_json
 from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace, is_code
 from smollm.tracking import announce, provenance
+from smollm.tracking.checkpoints import kept_checkpoints
 from smollm.tracking.console import say
 from smollm.tracking.kept import kept_line
 from smollm.tracking.run_name import run_name
@@ -91,12 +92,17 @@ class StageObserver:
         environment = self.state.directory / "environment.json"
         write_json(environment, provenance.environment())
         artifacts = {**artifacts, "params.yaml": self._params, "environment.json": environment}
+        metrics = self._metrics()
+        checkpoints = []
+        if "best_step" in metrics:
+            tags["corpus"] = metrics["corpus"]
+            checkpoints = list(kept_checkpoints(self.stage, self.state.journal.records(), metrics, tags))
         version = None
         if registered_model is not None:
             pointer = self.state.directory / "pointer.json"
             artifacts["model/pointer.json"] = pointer
-            version = self._version(registered_model, tags, pointer)
-        self.tracker.end(Ending("FINISHED", time.time(), tags, version), artifacts)
+            version = self._version(registered_model, tags, metrics, pointer)
+        self.tracker.end(Ending("FINISHED", time.time(), tags, version, checkpoints), artifacts)
 
     @property
     def _params(self) -> Path:
@@ -153,7 +159,13 @@ class StageObserver:
     def _digest(self, output: str) -> str:
         return self.workspace.digest(output) or ""
 
-    def _version(self, registered_model: str, tags: dict[str, str], file: Path) -> Version:
+    def _metrics(self) -> dict[str, Any]:
+        """The stage's metrics.json."""
+        path = self.workspace.directory / "reports" / self.stage / "metrics.json"
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return metrics
+
+    def _version(self, registered_model: str, tags: dict[str, str], metrics: dict[str, Any], file: Path) -> Version:
         """A version for MLflow's registry: a pointer, written to `file`, to the model that DVC holds."""
         model, checkpoint = f"models/{self.stage}", f"checkpoints/{self.stage}"
         pointer = {
@@ -165,8 +177,6 @@ class StageObserver:
             "restore": tags["restore"],
         }
         write_json(file, pointer)
-        reports = self.workspace.directory / "reports" / self.stage
-        metrics: dict[str, Any] = json.loads((reports / "metrics.json").read_text(encoding="utf-8"))
         rows = "".join(f"| {name} | {value} |\n" for name, value in metrics.items())
         description = f"| | |\n|---|---|\n{rows}\n```\n{tags['restore']}\n```\n"
         shown = {**pointer, **{f"metrics.{name}": str(value) for name, value in metrics.items()}}

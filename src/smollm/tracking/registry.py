@@ -8,9 +8,25 @@ from smollm.tracking.run_record import Version
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_CORPUS, _BITS_PER_BYTE = "metrics.corpus", "metrics.exported_bits_per_byte"
+"""Tags of a version: the text it was trained on, and how well it predicts what is held out of it."""
 
-def register(client: "MlflowClient", run_id: str, version: Version, deadline: Deadline) -> None:
-    """Add a version of the registered model, unless the run has one.
+
+BEST = "best"
+"""Alias of the best version on the text of the newest one; `latest` is MLflow's own alias of the newest."""
+
+
+def register(
+    client: "MlflowClient", run_id: str, version: Version, logged_model: str | None, deadline: Deadline
+) -> None:
+    """Add a version of the registered model, unless the run has one, and give the best its alias.
+
+    Args:
+        client: of the store.
+        run_id: whose model it is.
+        version: what the registry gets.
+        logged_model: id of the LoggedModel with the same weights.
+        deadline: after which no further call is made.
 
     Raises:
         TimeoutError: the deadline is over.
@@ -26,4 +42,12 @@ def register(client: "MlflowClient", run_id: str, version: Version, deadline: De
     deadline.check()
     if not client.search_model_versions(f"name = '{version.model}' and run_id = '{run_id}'"):
         source = f"runs:/{run_id}/{version.source}"
-        client.create_model_version(version.model, source, run_id, tags=version.tags, description=version.description)
+        tags = version.tags | ({"logged_model": logged_model} if logged_model else {})
+        client.create_model_version(version.model, source, run_id, tags=tags, description=version.description)
+    deadline.check()
+    corpus = version.tags.get(_CORPUS)
+    versions = client.search_model_versions(f"name = '{version.model}'")
+    rivals = [other for other in versions if other.tags.get(_CORPUS) == corpus and _BITS_PER_BYTE in other.tags]
+    if rivals:
+        best = min(rivals, key=lambda other: (float(other.tags[_BITS_PER_BYTE]), int(other.version)))
+        client.set_registered_model_alias(version.model, BEST, best.version)

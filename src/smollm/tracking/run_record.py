@@ -37,6 +37,23 @@ class Description:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that the stage keeps."""
+
+    name: str
+    """The same for the same kind of checkpoint in every run."""
+    step: int
+    validated: float
+    """When its validation was measured, in seconds since the epoch."""
+    metrics: dict[str, float]
+    """Its validation, by MLflow's names."""
+    params: dict[str, str]
+    """Where DVC has it, and the text that it was trained on."""
+    is_exported: bool
+    """Whether models/<stage> holds its weights."""
+
+
+@dataclass(frozen=True)
 class Version:
     """A model version for MLflow's registry: it points at what DVC holds."""
 
@@ -59,3 +76,4 @@ class Ending:
     """Seconds since the epoch."""
     tags: dict[str, str] = field(default_factory=dict)
     version: Version | None = None
+    checkpoints: list[Checkpoint] = field(default_factory=list)

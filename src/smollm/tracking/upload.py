@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from smollm.state.journal import HARDWARE, Record, read
 from smollm.tracking.delivery import Delivery
+from smollm.tracking.logged_models import log_checkpoints
 from smollm.tracking.metric_names import metrics
 from smollm.tracking.registry import register
 from smollm.tracking.run_record import Description, Ending
@@ -185,11 +186,12 @@ class _Upload:
         deadline.check()
         tags = [RunTag(name, value[:_TAG_CHARACTERS]) for name, value in ending.tags.items()]
         self.client.log_batch(self._run_id, tags=tags)
+        exported = log_checkpoints(self.client, self.delivery, self._run_id, ending.checkpoints)
         deadline.check()
         self.client.set_terminated(self._run_id, ending.status, int(ending.ended * 1000))
         if ending.version is not None:
             try:
-                register(self.client, self._run_id, ending.version, deadline)
+                register(self.client, self._run_id, ending.version, exported, deadline)
             except Exception as error:
                 if not refuses(error):
                     raise
