@@ -42,7 +42,9 @@ def test_both_stages_in_two_processes_are_those_of_one_and_one_run_in_mlflow() -
     assert steps(two, run.info.run_id, "train/loss") == list(range(1, 41))
     assert steps(two, run.info.run_id, "ranks/slowest_tokens_per_second") == [0, 10, 20, 30, 40]
     assert "processes 2" in (two.directory / "reports/pretrain/training_log.txt").read_text()
-    names = [{path.name for path in (project.directory / "checkpoints/pretrain").iterdir()} for project in (one, two)]
+    names = [
+        {path.name for path in (project.directory / "checkpoints/pretrain/last").iterdir()} for project in (one, two)
+    ]
     assert names[0] == names[1], "one format of checkpoints"
 
 
@@ -61,7 +63,7 @@ def test_more_processes_train_as_one_does_and_fewer_go_on(processes: int, after:
     assert int(re.findall(r"resumed from step (\d+)", output)[0]) >= 5
     assert losses(project) == pytest.approx(losses(undisturbed(1)), rel=1e-4)
     shapes = [
-        {name: value.shape for name, value in load_file(clone.directory / "checkpoints/pretrain" / file).items()}
+        {name: value.shape for name, value in load_file(clone.directory / "checkpoints/pretrain/last" / file).items()}
         for clone in (project, undisturbed(1))
         for file in ("model.safetensors", "optimizer.safetensors")
     ]

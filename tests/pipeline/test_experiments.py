@@ -87,7 +87,7 @@ def test_the_differences_are_shown(queued: Clone, tmp_path: Path) -> None:
 
 
 def test_one_is_applied_and_makes_a_branch(queued: Clone) -> None:
-    weights = queued.directory / "checkpoints/finetune/model.safetensors"
+    weights = queued.directory / "checkpoints/finetune/last/model.safetensors"
     before = weights.read_bytes()
     queued.dvc("exp", "apply", "fast")
     assert queued.repro() == [], "its results are in place"

@@ -55,7 +55,7 @@ def test_finetune_goes_on_where_pretrain_stopped(finished: Clone) -> None:
     assert [int(row[0]) for row in pretrain] == [1, 10, 20, 30, 40]
     assert [int(row[0]) for row in finetune] == list(range(41, 51))
     assert float(finetune[0][1]) < float(pretrain[0][1]) - 0.3
-    assert finished.json("checkpoints/finetune/trainer_state.json")["step"] == 50
+    assert finished.json("checkpoints/finetune/last/trainer_state.json")["step"] == 50
 
 
 def test_finetune_is_measured_on_both_texts_before_and_after(finished: Clone) -> None:
@@ -143,15 +143,16 @@ def test_mlflow_has_samples_log_and_picture(finished: Clone) -> None:
     of_text = runs(finished)["tokenize"][0].info.run_id
     assert {"corpus.txt", "lengths.svg", "metrics.json"} <= {item.path for item in store.list_artifacts(of_text)}
     texts = [item.path for item in store.list_artifacts(run.info.run_id, "samples")]
-    assert texts == ["samples/step-00000020.txt", "samples/step-00000040.txt"]
+    # those that are due, and those of each best state
+    assert texts == [f"samples/step-{step:08d}.txt" for step in (10, 20, 30, 40)]
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{finished.directory}/mlruns/mlflow.db")
     mlflow.set_experiment("smollm")
     table = mlflow.load_table("samples.json", run_ids=[run.info.run_id])
-    assert list(table["step"]) == [20, 20, 20, 40, 40, 40]
+    assert list(table["step"]) == [step for step in (10, 20, 30, 40) for _ in range(3)]
     assert list(table.columns[:2]) == ["sample", "text"], "MLflow groups by the first and compares the second"
-    assert table["sample"][1] == "step 20: def main("
+    assert table["sample"][1] == "step 10: def main("
     assert list(table["prompt"][:3]) == ["import ", "def main(", "class "]
 
 
@@ -194,23 +195,23 @@ def test_a_clone_next_door_pulls_what_was_pushed(finished: Clone) -> None:
     beside = Clone(finished.directory.parent / "beside")
     finished.run("git", "clone", "-q", str(finished.directory), str(beside.directory))
     beside.dvc("pull")
-    for path in ("checkpoints/finetune/model.safetensors", "models/finetune/model.safetensors"):
+    for path in ("checkpoints/finetune/last/model.safetensors", "models/finetune/model.safetensors"):
         assert (beside.directory / path).read_bytes() == (finished.directory / path).read_bytes()
     assert beside.repro() == []
 
 
 def test_the_tag_restore_brings_back_a_checkpoint_of_commits_ago(finished: Clone, tmp_path: Path) -> None:
-    before = (finished.directory / "checkpoints/finetune/model.safetensors").read_bytes()
+    before = (finished.directory / "checkpoints/finetune/last/model.safetensors").read_bytes()
     command = runs(finished)["finetune"][0].data.tags["restore"]
     finished.set({"finetune.optimizer.lr": 1e-2})
     finished.repro()
-    assert (finished.directory / "checkpoints/finetune/model.safetensors").read_bytes() != before
+    assert (finished.directory / "checkpoints/finetune/last/model.safetensors").read_bytes() != before
     finished.commit("another learning rate")
     finished.dvc("push")
     beside = Clone(finished.directory.parent / "restored")
     finished.run("git", "clone", "-q", str(finished.directory), str(beside.directory))
     beside.run("bash", "-c", command)
-    assert (beside.directory / "checkpoints/finetune/model.safetensors").read_bytes() == before
+    assert (beside.directory / "checkpoints/finetune/last/model.safetensors").read_bytes() == before
     assert read_values(beside.directory / "params.yaml")["finetune"]["optimizer"]["lr"] == 3e-4
     finished.run("git", "reset", "-q", "--hard", "HEAD~1")
     assert finished.repro() == []
@@ -276,7 +277,7 @@ def test_data_is_a_dependency_of_the_stages_that_read_it(finished: Clone) -> Non
         "data/tokenizer/tokenizer.json": {"tokenize", "pretrain", "finetune"},  # the first made it
         "data/tokens/pretrain/train.bin": {"tokenize", "pretrain", "finetune"},  # which measures what it forgets
         "data/tokens/finetune/train.bin": {"tokenize", "finetune"},
-        "checkpoints/pretrain/model.safetensors": {"pretrain", "finetune"},
+        "checkpoints/pretrain/best/model.safetensors": {"pretrain", "finetune"},
         "models/pretrain/config.json": {"pretrain"},
     }
     for name, stages in readers.items():
@@ -421,7 +422,7 @@ def test_a_temporary_experiment_is_tracked_in_the_repository_itself(tmp_path: Pa
     clone.dvc("push")
     restored.run("bash", "-c", newest.data.tags["restore"])
     assert f"{newest.data.tags['dvc.out.checkpoints/finetune']}" in restored.run("cat", "dvc.lock").stdout
-    assert (restored.directory / "checkpoints/finetune/model.safetensors").exists()
+    assert (restored.directory / "checkpoints/finetune/last/model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

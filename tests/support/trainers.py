@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from smollm.config.evaluation import EvaluationConfig
 from smollm.config.file import load
 from smollm.config.model import ModelConfig
-from smollm.config.training import OptimizerConfig, OptimizerKind, ScheduleConfig, TrainingConfig
+from smollm.config.training import Export, OptimizerConfig, OptimizerKind, ScheduleConfig, Start, TrainingConfig
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.model.llama import LlamaForCausalLM
@@ -28,6 +28,9 @@ from smollm.training.trainer import Trainer
 
 FINGERPRINT = "0123456789abcdef"
 TRAINING = TrainingConfig(
+    start=Start.INITIAL,
+    export=Export.BEST,
+    patience=None,
     steps=12,
     epochs=None,
     sequences_per_step=4,

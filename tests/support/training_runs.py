@@ -55,9 +55,10 @@ def assert_equals_undisturbed(project: Clone, pretrain: int, finetune: int) -> N
 
 def exact_outputs(stage: str) -> list[str]:
     """The outputs of a stage that do not depend on the machine's speed."""
-    checkpoint = [f"checkpoints/{stage}/{name}" for name in ("model.safetensors", "optimizer.safetensors")]
+    files = ("model.safetensors", "optimizer.safetensors", "trainer_state.json")
+    checkpoints = [f"checkpoints/{stage}/{which}/{name}" for which in ("best", "last") for name in files]
     reports = [f"reports/{stage}/{name}" for name in ("losses.tsv", "validation.tsv", "samples.tsv", "metrics.json")]
-    return [*checkpoint, f"checkpoints/{stage}/trainer_state.json", f"models/{stage}/model.safetensors", *reports]
+    return [*checkpoints, f"models/{stage}/model.safetensors", *reports]
 
 
 def journal(directory: Path, stage: str, since: float = 0.0) -> bytes:

@@ -23,7 +23,7 @@ from smollm.config.model import ModelConfig
 from smollm.config.runtime import RuntimeConfig
 from smollm.config.tokenizer import TokenizerConfig, TokenizerSource
 from smollm.config.tracking import TrackingConfig
-from smollm.config.training import TrainingConfig
+from smollm.config.training import Start, TrainingConfig
 from smollm.errors import ConfigError
 
 
@@ -169,6 +169,15 @@ def check_warmup(stage: str, training: TrainingConfig, steps: int, problems: Pro
         )
 
 
+def _check_start(config: Config, problems: Problems) -> None:
+    if config.pretrain.start is not Start.INITIAL:
+        problems.add(
+            "pretrain.start", "must be initial: no stage comes before", config.pretrain.start.value, "use initial"
+        )
+    if config.finetune.start is Start.INITIAL:
+        problems.add("finetune.start", "must be one of pretrain's states: best or last", "initial", "use best")
+
+
 def _check_division(name: str, config: Config, problems: Problems) -> None:
     """A step's sequences are dealt out to the processes, and cut by each into its micro-batches."""
     whole = getattr(config, name).sequences_per_step
@@ -239,6 +248,7 @@ _CHECKS: tuple[tuple[Callable[[Config, Problems], None], tuple[str, ...]], ...] 
     (partial(_check_source, "finetune"), ("corpus",)),
     (_check_tokenizer, ("tokenizer", "model")),
     (_check_both_optimizers, ("pretrain", "finetune")),
+    (_check_start, ("pretrain", "finetune")),
     (_check_samples, ("evaluation", "model")),
 )
 """The rules that bind more than one setting, each with the sections that it needs whole."""

@@ -16,6 +16,26 @@ class OptimizerKind(Enum):
     """AdamW for everything."""
 
 
+class Start(Enum):
+    """What a stage's weights are before its first step."""
+
+    INITIAL = "initial"
+    """Drawn at random: pretrain's."""
+    BEST = "best"
+    """Those of the stage before with the best validation: for finetune."""
+    LAST = "last"
+    """Those of the last step of the stage before: for finetune."""
+
+
+class Export(Enum):
+    """Which of a stage's states becomes its model."""
+
+    BEST = "best"
+    """That with the best validation."""
+    LAST = "last"
+    """That of the last step."""
+
+
 _BETAS = Rule(
     lambda betas: all(0 <= beta < 1 for beta in betas),
     "must be two numbers from 0 to below 1",
@@ -54,10 +74,14 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
+    start: Start
+    export: Export
     steps: Annotated[int | None, at_least(1)]
     """Of the stage; null where `epochs` says it."""
     epochs: Annotated[float | None, above(0)]
     """How often the stage reads its text; null where `steps` says it."""
+    patience: Annotated[int | None, at_least(1)]
+    """The stage ends after so many validations in a row without a new best one; null: never early."""
     sequences_per_step: Annotated[int, at_least(1)]
     """The global batch; how it is cut for the hardware is `runtime.micro_batch_size`."""
     sequence_length: Annotated[int, at_least(2)]

@@ -37,12 +37,12 @@ class Sampler:
         self._prompts = [prompt[-longest:] for prompt in prompts]
         length = max(map(len, self._prompts)) + evaluation.sample_tokens
         start = torch.zeros(len(prompts), length, dtype=torch.long)
-        given = torch.zeros(len(prompts), length, dtype=torch.bool)
+        is_prompt = torch.zeros(len(prompts), length, dtype=torch.bool)
         for row, prompt in enumerate(self._prompts):
             start[row, : len(prompt)] = torch.tensor(prompt)
-            given[row, : len(prompt)] = True
+            is_prompt[row, : len(prompt)] = True
         device = hardware.device
-        self._start, self._given, self._ids = start.to(device), given.to(device), start.to(device, copy=True)
+        self._start, self._is_prompt, self._ids = start.to(device), is_prompt.to(device), start.to(device, copy=True)
         self._known = vocabulary_size(tokenizer)
         self._cache = KeyValueCache.empty(model.config, len(prompts), length, device, hardware.dtype)
         self._generator = torch.Generator(device)
@@ -68,13 +68,13 @@ class Sampler:
             tensor.zero_()
 
     def _advance(self) -> None:
-        """Compute one position, and write down the ids of the next."""
+        """Compute one position, and fill in the ids of the next."""
         here = self._cache.length.view(1)
         with self.model.uncompiled():  # one position is not worth compiling for
             logits = self.model(self._ids.index_select(1, here), self._cache)[:, -1, : self._known].float()  # (B, V)
         sampled = sample(logits, self.evaluation.temperature, self.evaluation.top_k, self._generator)
         # `here` has moved on
-        following = torch.where(self._given.index_select(1, here), self._ids.index_select(1, here), sampled)
+        following = torch.where(self._is_prompt.index_select(1, here), self._ids.index_select(1, here), sampled)
         self._ids.index_copy_(1, here, following)
 
     def _capture(self) -> torch.cuda.CUDAGraph:

@@ -43,16 +43,16 @@ def _add_norm_gradient(
     factors = tl.load(weight + at, mask=at < H, other=0.0)
     sums = tl.zeros((LINES, BLOCK), tl.float32)
     first = tl.program_id(0).to(tl.int64) * (LINES * TIMES)
-    for one in range(TIMES):
-        row = (first + one * LINES + tl.arange(0, LINES))[:, None]
+    for turn in range(TIMES):
+        row = (first + turn * LINES + tl.arange(0, LINES))[:, None]
         inside = (at < H) & (row < rows)
         here = row * H + at
-        given = tl.load(of_normed + here, mask=inside, other=0.0).to(tl.float32)
+        incoming = tl.load(of_normed + here, mask=inside, other=0.0).to(tl.float32)
         scale = tl.load(inverse + row, mask=row < rows, other=0.0)
         unit = tl.load(total + here, mask=inside, other=0.0).to(tl.float32) * scale
-        sums += given * unit
-        given = given * factors
-        gradient = scale * (given - unit * (tl.sum(given * unit, 1, keep_dims=True) / H))
+        sums += incoming * unit
+        incoming = incoming * factors
+        gradient = scale * (incoming - unit * (tl.sum(incoming * unit, 1, keep_dims=True) / H))
         if FLOWS:
             gradient += tl.load(of_total + here, mask=inside, other=0.0).to(tl.float32)
         tl.store(of_x + here, gradient, mask=inside)
@@ -176,15 +176,15 @@ class RotatedHeads(Function):
         return parts[:, :queries], parts[:, queries:turned], parts[:, turned:]
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, cos, sin = ctx.saved_tensors
         (rows, width), size, (queries, keys) = (len(x), len(weight)), cos.shape[1], ctx.heads
         packed = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-        assert all(part.stride(-1) == 1 for part in given), "attention gives each head's numbers side by side"
+        assert all(part.stride(-1) == 1 for part in incoming), "attention gives each head's numbers side by side"
         lines = 8
         _rotate_back[(triton.cdiv(rows, lines),)](
-            *given, packed, cos, sin, given[0].shape[2], rows,
-            *(stride for part in given for stride in part.stride()[:3]), queries, keys, size, lines, num_warps=2,
+            *incoming, packed, cos, sin, incoming[0].shape[2], rows,
+            *(stride for part in incoming for stride in part.stride()[:3]), queries, keys, size, lines, num_warps=2,
         )  # fmt: skip
         return packed @ weight, packed.mT @ x, None, None, None, None
 
@@ -201,18 +201,18 @@ def _swiglu(packed, out, F: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _swiglu_gradient(packed, given, of_packed, F: tl.constexpr, BLOCK: tl.constexpr):
+def _swiglu_gradient(packed, incoming, of_packed, F: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(packed + row * 2 * F + at, mask=at < F, other=0.0).to(tl.float32)
     up = tl.load(packed + row * 2 * F + F + at, mask=at < F, other=0.0).to(tl.float32)
-    gradient = tl.load(given + row * F + at, mask=at < F, other=0.0).to(tl.float32)
+    gradient = tl.load(incoming + row * F + at, mask=at < F, other=0.0).to(tl.float32)
     share = tl.sigmoid(gate)
-    silu = (gate * share).to(given.dtype.element_ty).to(tl.float32)
+    silu = (gate * share).to(incoming.dtype.element_ty).to(tl.float32)
     of_gate = gradient * up * share * (1 + gate * (1 - share))
     tl.store(of_packed + row * 2 * F + at, of_gate, mask=at < F)
     tl.store(of_packed + row * 2 * F + F + at, gradient * silu, mask=at < F)
-    tl.store(given + row * F + at, silu * up, mask=at < F)  # what came in is not needed again
+    tl.store(incoming + row * F + at, silu * up, mask=at < F)  # the incoming gradient is not needed again
 
 
 class GatedMLP(Function):
@@ -236,16 +236,16 @@ class GatedMLP(Function):
         return between @ outer.mT
 
     @staticmethod
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, ...]:
         x, packed, inner, outer = ctx.saved_tensors
         width = outer.shape[1]
-        between = given @ outer
+        between = incoming @ outer
         of_packed = torch.empty_like(packed)
         _swiglu_gradient[(len(x), triton.cdiv(width, _BLOCK))](packed, between, of_packed, width, _BLOCK)
         of_inner = torch.empty_like(inner)
         for half in (slice(width), slice(width, None)):  # faster than both at once
             torch.mm(of_packed[:, half].mT, x, out=of_inner[half])
-        return of_packed @ inner, of_inner, given.mT @ between
+        return of_packed @ inner, of_inner, incoming.mT @ between
 
 
 class HalfWeights(Function):
@@ -265,18 +265,18 @@ class HalfWeights(Function):
         waiting = iter(weights)
         for count in groups:
             group = [next(waiting) for _ in range(count)]
-            rows = [len(one) for one in group]
+            rows = [len(weight) for weight in group]
             packed.append(torch.empty(sum(rows), group[0].shape[1], dtype=torch.bfloat16, device=group[0].device))
             parts += packed[-1].split(rows)
         torch._foreach_copy_(parts, list(weights))
-        ctx.rows = [len(one) for one in weights]
+        ctx.rows = [len(weight) for weight in weights]
         return tuple(packed)
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         rows = iter(ctx.rows)
         heights = [[next(rows) for _ in range(count)] for count in ctx.groups]
-        parts = [part for one, split in zip(given, heights, strict=True) for part in one.split(split)]
+        parts = [part for packed, split in zip(incoming, heights, strict=True) for part in packed.split(split)]
         gradients = [torch.empty_like(part, dtype=torch.float32) for part in parts]
         torch._foreach_copy_(gradients, parts)
         return None, *gradients

@@ -85,6 +85,6 @@ class LinearCrossEntropy(Function):
         return losses.sum() * share
 
     @staticmethod
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_weight = ctx.saved_tensors
-        return of_x * given, of_weight * given, None, None
+        return of_x * incoming, of_weight * incoming, None, None

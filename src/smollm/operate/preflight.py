@@ -73,11 +73,11 @@ class Preflight:
         self._check(steps, seconds, "about", f"{seconds:,.2f} s a step")
 
     def check_disk(self, checkpoints: Path, keep: int) -> None:
-        """Refuse a disk without room for the checkpoints that are kept and the one that is being written.
+        """Refuse a disk without room for the checkpoints that are kept, the best one, and the one being written.
 
         Args:
             checkpoints: the folder they are written to; those that are there count.
-            keep: how many are kept.
+            keep: how many of the newest are kept.
 
         Raises:
             StorageError: there is less room.
@@ -86,13 +86,14 @@ class Preflight:
         there = sum(file.stat().st_size for file in checkpoints.glob("step-*/*"))
         checkpoints.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(checkpoints).free
-        needed = (keep + 1) * size - there
+        count = keep + 2  # the best one, and the one that is being written
+        needed = count * size - there
         if free < needed:
             others = {path.parent for path in checkpoints.parents[1].glob("*/journal.jsonl")} - {checkpoints.parent}
             kept = sum(file.st_size for state in others for file in file_stats(state)) / 1e9
             drop = f" (`make drop STATE=...`: {kept:,.3g} GB are kept from before edits)" if others else ""
             raise StorageError(
-                f"{self.stage}: the disk must have {needed / 1e9:,.3g} GB free for {keep + 1} checkpoints of "
+                f"{self.stage}: the disk must have {needed / 1e9:,.3g} GB free for {count} checkpoints of "
                 f"{size / 1e9:,.3g} GB, got {free / 1e9:,.3g} GB; free some{drop}, or lower runtime.keep_checkpoints"
             )
 

@@ -25,14 +25,14 @@ _COLUMNS = {
 _HEADINGS = {"loss": "validation_loss"}
 
 
-def write_training(directory: Path, title: str, records: list[Record], facts: dict[str, Any]) -> None:
+def write_training(directory: Path, title: str, records: list[Record], metrics: dict[str, Any]) -> None:
     """Write a training stage's reports below `directory`.
 
     Args:
         directory: ``reports/<stage>``.
         title: of the loss curve.
         records: the whole journal.
-        facts: more values for metrics.json, the same in every run.
+        metrics: those of `training_metrics`, and more that are the same in every run.
     """
     for name, (kind, columns) in _COLUMNS.items():
         rows: list[tuple[Any, ...]] = [(r.step, *(r.values.get(c) for c in columns)) for r in records if r.kind == kind]
@@ -48,27 +48,37 @@ def write_training(directory: Path, title: str, records: list[Record], facts: di
         for prompt, text in zip(record.values["prompts"], record.values["texts"], strict=True)
     ]
     _write_table(directory / "samples.tsv", [["step", "prompt", "text"], *map(list, samples)])
-    write_json(directory / "metrics.json", {**training_metrics(records), **facts})
+    write_json(directory / "metrics.json", metrics)
     write_log(directory / "training_log.txt", records)
-    _draw_losses(directory / "loss.svg", title, records)
+    _draw_losses(directory / "loss.svg", title, records, metrics["best_step"])
 
 
-def training_metrics(records: list[Record]) -> dict[str, float]:
-    """First, last and best values of a training stage."""
+def training_metrics(records: list[Record], best_step: int, exported_step: int) -> dict[str, Any]:
+    """First, last, best and exported values of a training stage.
+
+    Args:
+        records: the whole journal.
+        best_step, exported_step: of the state with the best validation, and of the one that becomes the model.
+    """
     steps = [r for r in records if r.kind == "step"]
     validations = [r for r in records if r.kind == "validation"]
     first, last = validations[0].values, validations[-1].values
+    bits_per_byte = {r.step: r.values["bits_per_byte"] for r in validations}
     of_pretrain = {
         "pretrain_bits_per_byte": last.get("pretrain_bits_per_byte"),
         "initial_pretrain_bits_per_byte": first.get("pretrain_bits_per_byte"),
     }
     return {
         "step": steps[-1].step,
+        "initial_step": validations[0].step,
+        "best_step": best_step,
+        "exported_step": exported_step,
         "first_train_loss": steps[0].values["train_loss"],
         "train_loss": steps[-1].values["train_loss"],
         "validation_loss": last["loss"],
         "bits_per_byte": last["bits_per_byte"],
-        "best_bits_per_byte": min(r.values["bits_per_byte"] for r in validations),
+        "best_bits_per_byte": bits_per_byte[best_step],
+        "exported_bits_per_byte": bits_per_byte[exported_step],
         "initial_bits_per_byte": first["bits_per_byte"],
         **{name: value for name, value in of_pretrain.items() if value is not None},
         "skipped_steps": sum(r.kind == "skip" for r in records),
@@ -123,12 +133,14 @@ def _write_table(path: Path, rows: list[list[Any]]) -> None:
     write_atomically(path, text.getvalue())
 
 
-def _draw_losses(path: Path, title: str, records: list[Record]) -> None:
+def _draw_losses(path: Path, title: str, records: list[Record], best_step: int) -> None:
     def plot(axes: "Axes") -> None:
         for kind, name, style in (("step", "train_loss", "-"), ("validation", "loss", "o-")):
             points = [(r.step, r.values[name]) for r in records if r.kind == kind]
             label = "training" if kind == "step" else "validation"
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=3)
+        if best_step != max(record.step for record in records):
+            axes.axvline(best_step, linestyle=":", color="gray", linewidth=1, label=f"best, step {best_step}")
         axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
         axes.grid(alpha=0.3)
         axes.legend()

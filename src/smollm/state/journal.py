@@ -22,6 +22,9 @@ EVENT = "event"
 COMPLETE = "complete"
 """Kind of the record that the work is done; only its outputs may be missing after it."""
 
+END = "end"
+"""Kind of the record of a training stage's last step, and why it is the last."""
+
 HARDWARE = "hardware"
 """Kind of the record of what a start of the stage runs on; the newest says what goes on."""
 
@@ -29,7 +32,7 @@ HARDWARE = "hardware"
 @dataclass(frozen=True)
 class Record:
     kind: str
-    """step, skip, speed, ranks, validation, sample, hardware, result, complete or event."""
+    """step, skip, speed, ranks, validation, sample, hardware, result, end, complete or event."""
     step: int
     time: float
     """Seconds since the epoch."""

@@ -2,6 +2,12 @@
 
 from smollm.tracking.console import duration
 
+SUITABLE_EPOCHS = (6, 14)
+"""Passes through a small text between which models were best on its held-out part."""
+
+MANY_EPOCHS = 20
+"""Passes above which a warning is due."""
+
 PUBLISHING_AGAIN = "finished before; publishing its outputs again"
 
 
@@ -86,6 +92,51 @@ def picture_failed(name: str, error: Exception) -> str:
 
 def git_refused(error: Exception) -> str:
     return f"Git does not tell commit and branch, so that MLflow has neither for this run. {error}"
+
+
+def best_damaged(error: Exception) -> str:
+    return f"{error}; that was the best state, and the best of those that follow takes its place"
+
+
+def epochs(steps: int, count: float) -> str:
+    """How often training passes through its text."""
+    return f"{steps:,} steps are {count:,.3g} {'epoch' if count == 1 else 'epochs'} of this text"
+
+
+def many_epochs(stage: str, steps_per_epoch: float) -> str:
+    """The warning that so many epochs teach the text by heart, with numbers that suit."""
+    low, high = (max(1, round(number * steps_per_epoch)) for number in SUITABLE_EPOCHS)
+    return (
+        f"so many epochs teach a model the text by heart: {low:,} to {high:,} steps ({SUITABLE_EPOCHS[0]} to "
+        f"{SUITABLE_EPOCHS[1]} epochs) would suit it; set {stage}.steps or {stage}.max_epochs, or use "
+        "`make repro PRESET=own-text`"
+    )
+
+
+def validation_stalled(validations: int, best_step: int, best: float, now: float) -> str:
+    """Training goes on, and the held-out text gets no better."""
+    return (
+        f"no better validation in the last {validations}: {best:.3f} bits per byte at step {best_step}, {now:.3f} now; "
+        "the best state is kept"
+    )
+
+
+def stopped_early(stage: str, validations: int, best_step: int) -> str:
+    return f"stopped early: none of {validations} validations was better than step {best_step}'s ({stage}.patience)"
+
+
+def worse_than_start(stage: str, start: float, exported: float) -> str:
+    return (
+        f"models/{stage} is worse on its own held-out text than what the stage started from: {exported:.3f} bits per "
+        f"byte, {start:.3f} before; set {stage}.export to best, or lower its rate or steps"
+    )
+
+
+def start_is_best(stage: str, start: float, last: float) -> str:
+    return (
+        f"no step improved on what the stage started from ({start:.3f} bits per byte of its own held-out text, "
+        f"{last:.3f} at the end): models/{stage} is that; lower the rate or the steps of {stage}"
+    )
 
 
 def checkpoint_damaged(error: Exception) -> str:

@@ -22,6 +22,10 @@ def training(stage: str, metrics: dict[str, Any], speed: dict[str, Any], sample:
         f"  validation        {metrics['validation_loss']:.3f} nats per token, "
         f"{metrics['initial_bits_per_byte']:.3f} -> {metrics['bits_per_byte']:.3f} bits per byte",
     ]
+    if metrics["best_step"] != metrics["step"]:
+        lines.append(
+            f"  best validation   {metrics['best_bits_per_byte']:.3f} bits per byte, at step {metrics['best_step']}"
+        )
     if "pretrain_bits_per_byte" in metrics:
         before, after = metrics["initial_pretrain_bits_per_byte"], metrics["pretrain_bits_per_byte"]
         lines.append(f"  on pretrain's     {before:.3f} -> {after:.3f} bits per byte of its held-out text")
@@ -32,7 +36,8 @@ def training(stage: str, metrics: dict[str, Any], speed: dict[str, Any], sample:
         [
             *lines,
             f"  reports           reports/{stage}/ (loss.svg, samples.tsv, training_log.txt)",
-            f"  model             models/{stage}/ (for transformers' from_pretrained)",
+            f"  model             models/{stage}/ of step {metrics['exported_step']}, "
+            f"{metrics['exported_bits_per_byte']:.3f} bits per byte (for transformers' from_pretrained)",
             "  compare runs      make ui\n",
         ]
     )

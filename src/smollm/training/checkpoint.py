@@ -4,17 +4,21 @@ A checkpoint is a folder:
 
     model.safetensors      weights by Hugging Face name, float32, the tied lm_head left out
     optimizer.safetensors  moments as <parameter name>.<moment>
-    average.safetensors    the average of the weights, where the stage has one, like the weights
-    trainer_state.json     step, what it belongs to, the sha256 of the other files and its own
+    average.safetensors    the weights' moving average, where the stage has one
+    trainer_state.json     step, what it belongs to, the best validation so far, the sha256 of each file and its own
 
-The JSON file is written last, and the folder gets its final name after that.
+The JSON file is written last, and the folder gets its final name after that. A finished stage has two in
+``checkpoints/<stage>/``, `best` and `last`, which may be the same.
 """
 
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,10 +27,14 @@ from torch import Tensor
 from smollm.device.group import Group
 from smollm.errors import CheckpointError
 from smollm.state.files import apply_umask, disk_errors, file_digest, sync, sync_directory, write_json
+from smollm.training.best import Best
 
-FORMAT = 1
-_STATE, _MODEL, _OPTIMIZER = "trainer_state.json", "model.safetensors", "optimizer.safetensors"
-_AVERAGE = "average.safetensors"
+FORMAT = 2
+LAST, BEST = "last", "best"
+"""Folders of a finished stage's two checkpoints."""
+
+_STATE = "trainer_state.json"
+_MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class TrainerState:
     """fp16's loss scale, None in other precisions."""
     clean_steps: int
     """Steps since fp16's loss scale last changed."""
+    best: Best | None = None
+    """The best validation up to this step."""
 
 
 @dataclass(frozen=True)
@@ -91,24 +101,73 @@ def load(directory: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, damaged or of another format.
     """
-    try:
-        content = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-        if content.pop("own_sha256", None) != _digest(content) or content.pop("format") != FORMAT:
-            raise CheckpointError(
-                f"{directory / _STATE}: must be as it was written, in format {FORMAT}, got other content; train again"
-            )
-        digests = content.pop("sha256")
-        for name, digest in digests.items():
-            if file_digest(directory / name, "sha256") != digest:
-                raise CheckpointError(
-                    f"{directory / name}: must have the sha256 {digest}, got another: it is damaged; train again"
-                )
-        state = TrainerState(**content)
-        tensors = {name: load_file(directory / name) for name in digests}
+    with _reading(directory):
+        state, files = _verify(directory)
+        tensors = {name: load_file(directory / name) for name in files}
         return Checkpoint(state, tensors[_MODEL], tensors[_OPTIMIZER], tensors.get(_AVERAGE, {}))
+
+
+def verify(directory: Path) -> TrainerState:
+    """What the checkpoint in `directory` knows beside its tensors, which are intact too.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another format.
+    """
+    with _reading(directory):
+        return _verify(directory)[0]
+
+
+@contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{directory}: must be a readable checkpoint, got {reason}; train again") from error
+
+
+def read_state(directory: Path) -> TrainerState:
+    """As `verify`, without reading the tensors."""
+    with _reading(directory):
+        return _read_state(directory)[0]
+
+
+def _verify(directory: Path) -> tuple[TrainerState, list[str]]:
+    """The state, and the names of the files with tensors."""
+    state, digests = _read_state(directory)
+    for name, digest in digests.items():
+        if file_digest(directory / name, "sha256") != digest:
+            raise CheckpointError(
+                f"{directory / name}: must have the sha256 {digest}, got another: it is damaged; train again"
+            )
+    return state, list(digests)
+
+
+def _read_state(directory: Path) -> tuple[TrainerState, dict[str, str]]:
+    """The state, and the sha256 of each file with tensors."""
+    content = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+    if content.pop("own_sha256", None) != _digest(content) or content.pop("format") != FORMAT:
+        raise CheckpointError(
+            f"{directory / _STATE}: must be as it was written, in format {FORMAT}, got other content; train again"
+        )
+    digests = content.pop("sha256")
+    return TrainerState(**{**content, "best": _best(content)}), {name: digests[name] for name in digests}
+
+
+def _best(content: dict[str, Any]) -> Best | None:
+    return None if content["best"] is None else Best(**content["best"])
+
+
+def read_best(directory: Path) -> Best | None:
+    """The best validation that the checkpoint in `directory` knows of, its tensors unverified.
+
+    Raises:
+        OSError: the disk refused to read it.
+    """
+    try:
+        return _best(json.loads((directory / _STATE).read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError):  # damaged, which is found when it is loaded
+        return None
 
 
 def broadcast(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
@@ -116,9 +175,8 @@ def broadcast(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
     state = group.broadcast(checkpoint.state if checkpoint else None)
     if state is None:
         return None
-    weights = group.broadcast_tensors(checkpoint.weights if checkpoint else {})
-    moments = group.broadcast_tensors(checkpoint.moments if checkpoint else {})
-    return Checkpoint(state, weights, moments, group.broadcast_tensors(checkpoint.average if checkpoint else {}))
+    nothing: tuple[dict[str, Tensor], ...] = ({}, {}, {})
+    return Checkpoint(state, *map(group.broadcast_tensors, checkpoint.tensors() if checkpoint else nothing))
 
 
 def _digest(content: dict[str, object]) -> str:

@@ -1,18 +1,19 @@
-"""The checkpoints of a running stage on the disk: written in the background, the newest few kept."""
+"""The checkpoints of a running stage on the disk: written in the background, the newest few and the best kept."""
 
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from smollm.errors import CheckpointError
 from smollm.model.sharding import copy_to_host
 from smollm.tracking import announce
-from smollm.training.checkpoint import Checkpoint, load, save
+from smollm.training.checkpoint import Checkpoint, load, read_best, save, verify
 
 
 class CheckpointStore:
-    """The newest few checkpoints of a running stage, in ``<directory>/step-<step>/``.
+    """The newest few checkpoints of a running stage, and the best for each of them, in ``<directory>/step-<step>/``.
 
     A thread writes them, one at a time, while training goes on.
     """
@@ -64,9 +65,12 @@ class CheckpointStore:
     def _write(self, checkpoint: Checkpoint) -> None:
         for draft in self.directory.glob(".step-*.tmp"):  # of a process that was killed
             shutil.rmtree(draft)
-        save(self.directory / f"step-{checkpoint.state.step:08d}", checkpoint)
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
+        save(self.directory_of(checkpoint.state.step), checkpoint)
+        kept = self._all()[-self.keep :]
+        kept += [self.directory_of(best.step) for best in map(read_best, kept) if best]
+        for old in self._all():
+            if old not in kept:
+                shutil.rmtree(old)
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest intact checkpoint; each damaged or foreign one is removed, with a line to `warn`.
@@ -81,19 +85,40 @@ class CheckpointStore:
                     raise CheckpointError(
                         f"{directory}: must be of the run {self.fingerprint}, got one of {checkpoint.state.fingerprint}"
                     )
-                return checkpoint
+                return self._without_lost_best(checkpoint, warn)
             except CheckpointError as error:
-                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                    raise
+                _raise_if_unreadable(error)
                 warn(announce.checkpoint_damaged(error))
                 shutil.rmtree(directory)
         return None
 
-    def newest_directory(self) -> Path:
-        return self._all()[-1]
+    def _without_lost_best(self, checkpoint: Checkpoint, warn: Callable[[str], None]) -> Checkpoint:
+        """`checkpoint`, which forgets its best state if that is damaged: the next validation is the best then."""
+        state = checkpoint.state
+        if state.best is None or state.best.step in (0, state.step):  # the initial weights are not kept
+            return checkpoint
+        directory = self.directory_of(state.best.step)
+        try:
+            verify(directory)
+        except CheckpointError as error:
+            _raise_if_unreadable(error)
+            warn(announce.best_damaged(error))
+            shutil.rmtree(directory, ignore_errors=True)
+            return replace(checkpoint, state=replace(state, best=None))
+        return checkpoint
+
+    def directory_of(self, step: int) -> Path:
+        """Where the checkpoint after `step` is, if it is kept."""
+        return self.directory / f"step-{step:08d}"
 
     def _all(self) -> list[Path]:
         return sorted(self.directory.glob("step-*"))
+
+
+def _raise_if_unreadable(error: CheckpointError) -> None:
+    """Raise an error of the disk: what it refuses to read now may be intact."""
+    if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+        raise error
 
 
 class NoCheckpointStore(CheckpointStore):

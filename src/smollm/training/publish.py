@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 
 from smollm.config.tracking import TrackingConfig
+from smollm.config.training import Export, Start
 from smollm.errors import CheckpointError
 from smollm.model import export
 from smollm.model.throughput import parameter_count
 from smollm.stage import report
 from smollm.stage.run import StageRun
 from smollm.state.files import replace_directory
-from smollm.state.journal import HARDWARE
+from smollm.state.journal import END, HARDWARE, Record
 from smollm.state.tokens import open_tokenizer, read_manifest
-from smollm.tracking import summary
+from smollm.tracking import announce, summary
 from smollm.tracking.console import say
-from smollm.training.checkpoint import Checkpoint
+from smollm.training.checkpoint import BEST, LAST, Checkpoint, load
 from smollm.training.checkpoint_store import CheckpointStore
 from smollm.training.data import token_directory
 from smollm.training.settings import Settings
@@ -39,19 +40,24 @@ class Publisher:
         """
         directory, stage = run.workspace.directory, self.settings.stage
         store = CheckpointStore(run.state.directory / "checkpoints", 1, run.state.fingerprint)
-        weights = self._last(run, store).exported
+        last = self._last(run, store)
+        best = _best(last, store)
+        exported = best if self.settings.training.export is Export.BEST else last
+        for name, checkpoint in ((LAST, last), (BEST, best)):
+            replace_directory(store.directory_of(checkpoint.state.step), directory / "checkpoints" / stage / name)
         manifest = read_manifest(token_directory(directory, stage))
         tokenizer = open_tokenizer(directory / "data/tokenizer/tokenizer.json")
         model = directory / "models" / stage
-        replace_directory(store.newest_directory(), directory / "checkpoints" / stage)
-        export.write_model(model, self.settings.model, weights, tokenizer, int(manifest["end_of_text_id"]))
-        records = run.state.journal.records()
-        facts = {
+        export.write_model(model, self.settings.model, exported.exported, tokenizer, int(manifest["end_of_text_id"]))
+        metrics = report.training_metrics(run.state.journal.records(), best.state.step, exported.state.step)
+        metrics |= {
             "parameters": parameter_count(self.settings.model),
-            "tokens": self.settings.steps * self.settings.training.tokens_per_step,
+            "tokens": (metrics["step"] - metrics["initial_step"]) * self.settings.training.tokens_per_step,
             "corpus": str(manifest["documents_sha256"])[:16],
         }
-        report.write_training(run.reports, f"{stage}: loss", records, facts)
+        self._compare_with_start(run, metrics)
+        records = run.state.journal.records()
+        report.write_training(run.reports, f"{stage}: loss", records, metrics)
         run.facts |= report.speed_metrics(records)
         run.facts["device"] = next(r.values["device_name"] for r in reversed(records) if r.kind == HARDWARE)
         run.artifacts |= {name: run.reports / name for name in _ARTIFACTS}
@@ -59,13 +65,12 @@ class Publisher:
             run.registered_model = self.tracking.registered_model
         if self.tracking.store_weights:
             run.artifacts |= {f"model/{file.name}": file for file in model.iterdir()}
-        samples = [r.values["prompts"][0] + r.values["texts"][0] for r in records if r.kind == "sample"]
-        say(summary.training(stage, report.training_metrics(records), run.facts, samples[-1] if samples else None))
+        say(summary.training(stage, metrics, run.facts, _sample(records, exported.state.step)))
 
     def _last(self, run: StageRun, store: CheckpointStore) -> Checkpoint:
         """The checkpoint of the stage's last step."""
         newest = store.newest(run.log)
-        last = max(record.step for record in run.state.journal.records() if record.kind == "step")
+        last = next(record.step for record in run.state.journal.records() if record.kind == END)
         if newest is None or newest.state.step != last:
             run.state.mark_incomplete()
             raise CheckpointError(
@@ -73,3 +78,26 @@ class Publisher:
                 "`dvc repro` goes on from the one before"
             )
         return newest
+
+    def _compare_with_start(self, run: StageRun, metrics: dict[str, float]) -> None:
+        """Say so where a stage that continues another does not improve on what it started from."""
+        start, exported = metrics["initial_bits_per_byte"], metrics["exported_bits_per_byte"]
+        if self.settings.training.start is Start.INITIAL:
+            return
+        step = int(metrics["step"])
+        if exported > start:
+            run.log(announce.worse_than_start(self.settings.stage, start, exported), step)
+        elif metrics["exported_step"] == metrics["initial_step"]:
+            run.log(announce.start_is_best(self.settings.stage, start, metrics["bits_per_byte"]), step)
+
+
+def _best(last: Checkpoint, store: CheckpointStore) -> Checkpoint:
+    """The checkpoint with the best validation; the last one where none was better than the initial weights."""
+    best = last.state.best
+    return last if best is None or best.step in (0, last.state.step) else load(store.directory_of(best.step))
+
+
+def _sample(records: list[Record], step: int) -> str | None:
+    """The first sample of the newest ones up to `step`, with its prompt."""
+    samples = [r.values["prompts"][0] + r.values["texts"][0] for r in records if r.kind == "sample" and r.step <= step]
+    return samples[-1] if samples else None

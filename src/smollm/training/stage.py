@@ -26,7 +26,7 @@ from smollm.tracking.run_record import Dataset
 from smollm.training import checkpoint, failure
 from smollm.training.agreement import check_group, check_hardware, check_machines
 from smollm.training.assembly import Assembly, assemble
-from smollm.training.checkpoint import Checkpoint
+from smollm.training.checkpoint import LAST, Checkpoint
 from smollm.training.data import TrainingData, token_directory
 from smollm.training.publish import Publisher
 from smollm.training.records import Records
@@ -84,7 +84,7 @@ class TrainingStage:
         check_hardware(settings, machine, group)
 
         start = self._start() if group.is_rank_zero else None
-        first_step = group.broadcast(start.state.step if start else 0)
+        first_step = group.broadcast(self._steps_before() if group.is_rank_zero else 0)
         self._announce(records, machine, first_step, group)
         resumed = records.store.newest(lambda line: records.log(line, first_step))
         done = resumed.state.step - first_step if resumed else 0
@@ -100,7 +100,7 @@ class TrainingStage:
         if resumed:
             records.log(announce.resumed(resumed.state.step), resumed.state.step)
         elif start:
-            records.log(announce.started_from(start.state.stage, first_step), first_step)
+            records.log(announce.started_from(start.state.stage, start.state.step), first_step)
         del state, resumed, start  # as large as the model and its moments
         self._loop(trainer, preflight, run)
 
@@ -112,7 +112,15 @@ class TrainingStage:
         """The checkpoint that this stage starts from."""
         if self.continues is None:
             return None
-        return checkpoint.load(self.workspace.directory / "checkpoints" / self.continues)
+        return checkpoint.load(self._checkpoints_before() / self.settings.training.start.value)
+
+    def _steps_before(self) -> int:
+        """Steps done by the stage before, whichever of its states this one starts from."""
+        return 0 if self.continues is None else checkpoint.read_state(self._checkpoints_before() / LAST).step
+
+    def _checkpoints_before(self) -> Path:
+        assert self.continues is not None, "a stage comes before"
+        return self.workspace.directory / "checkpoints" / self.continues
 
     def _check_preflight(self, records: Records, machine: hardware.Hardware, steps: int, group: Group) -> Preflight:
         """Refuse `steps` steps that take too long, or whose checkpoints take more than the disk has."""
@@ -164,6 +172,12 @@ class TrainingStage:
         )
         computer = announce.machine(machine.name, machine.device.type, machine.precision.value, machine.compile)
         records.log(f"{plan}; {computer}", first_step)
+        manifest = read_manifest(token_directory(self.workspace.directory, self.settings.stage))
+        steps_per_epoch = manifest[TRAIN]["tokens"] / training.tokens_per_step
+        epochs = self.settings.steps / steps_per_epoch
+        records.log(announce.epochs(self.settings.steps, epochs), first_step)
+        if epochs > announce.MANY_EPOCHS:
+            records.log(announce.many_epochs(self.settings.stage, steps_per_epoch), first_step)
 
     def _record_hardware(self, records: Records, assembly: Assembly, step: int) -> None:
         """Journal what this start of the stage computes on, from `step` on."""

@@ -14,11 +14,14 @@ from smollm.device.seeding import key
 from smollm.errors import CheckpointError, Interrupted, NonFinite
 from smollm.model.generate import Sampler
 from smollm.model.sharding import load_weights, total_norm
+from smollm.state.journal import END
 from smollm.state.tokens import token_bytes
+from smollm.tracking import announce
 from smollm.tracking.console import Progress
 from smollm.training.assembly import Assembly
 from smollm.training.average import WeightAverage
 from smollm.training.batches import BatchReader
+from smollm.training.best import Best, best_after
 from smollm.training.checkpoint import Checkpoint, TrainerState
 from smollm.training.data import TrainingData
 from smollm.training.evaluate import Evaluator
@@ -31,6 +34,9 @@ from smollm.training.settings import Settings
 from smollm.training.speed import SpeedMeter
 from smollm.training.step import Step
 from smollm.training.stop import StopSignal
+
+_STALLED = 5
+"""Validations in a row without a new best one, after which the user is told."""
 
 
 class Trainer:
@@ -62,11 +68,11 @@ class Trainer:
         self._pretrain_evaluator = (
             None if data.pretrain_held_out is None else Evaluator(data.pretrain_held_out, sizes, assembly)
         )
-        earlier = self.journal.records()
-        self._speed = SpeedMeter(settings, self.hardware, self.group.size, earlier)
-        self._bits_per_byte = {r.step: r.values["bits_per_byte"] for r in earlier if r.kind == "validation"}
+        self._speed = SpeedMeter(settings, self.hardware, self.group.size, self.journal.records())
+        self.best: Best | None = None
         self.done = 0
         """Steps done in this stage."""
+        self._resumes = False
 
     @property
     def step(self) -> int:
@@ -74,7 +80,7 @@ class Trainer:
         return self.first_step + self.done
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`: this stage's own, or one of the stage before.
+        """Go on from `checkpoint`: this stage's own, or, at this one's beginning, the model of one of the stage before.
 
         Raises:
             CheckpointError: it belongs to another model or another kind of optimizer.
@@ -89,16 +95,18 @@ class Trainer:
                 f"{checkpoint.state.stage}'s checkpoint must be of the model that params.yaml describes, got "
                 f"{theirs.get(odd)} for {odd}, not {ours.get(odd)}; run the whole pipeline with `dvc repro`"
             )
-        is_own = checkpoint.state.stage == self.settings.stage
-        load_weights(self.model, checkpoint.weights if is_own else checkpoint.exported)
+        state = checkpoint.state
+        self._resumes = state.stage == self.settings.stage
+        load_weights(self.model, checkpoint.weights if self._resumes else checkpoint.exported)
         if self._average is not None:
             self._average.load_state(checkpoint.exported)
         self.assembly.optimizer.load_state(checkpoint.moments)
-        self.loss_scale.restore(checkpoint.state.loss_scale, checkpoint.state.clean_steps)
-        self.done = checkpoint.state.step - self.first_step
+        self.loss_scale.restore(state.loss_scale, state.clean_steps)
+        if self._resumes:
+            self.done, self.best = state.step - self.first_step, state.best
 
     def run(self, stop: StopSignal, progress: Progress, on_pace: Callable[[float], None] = lambda _: None) -> None:
-        """Train to the last step, measuring, sampling and saving on the way.
+        """Train to the last step, or as long as patience lasts, measuring, sampling and saving on the way.
 
         Args:
             stop: says when to end early.
@@ -112,9 +120,12 @@ class Trainer:
             OSError: a checkpoint could not be written.
         """
         training = self.settings.training
-        if self.done == 0:
+        if not self._resumes:
             self._validate()
-        while self.done < self.settings.steps:
+            if self.step > 0:  # what another stage ended with may be the best of this one
+                self._sample()
+                self._save()
+        while not self._has_ended():
             began = time.perf_counter()
             rate = learning_rate(self.done + 1, self.settings.steps, training.optimizer.lr, training.schedule)
             try:
@@ -122,28 +133,37 @@ class Trainer:
             except torch.OutOfMemoryError as error:
                 raise too_large(self.hardware, self.assembly.micro_batch, training.sequence_length) from error
             self.done += 1
-            is_last = self.done == self.settings.steps
             pace = self._speed.add(time.perf_counter() - began)
             if pace is not None:
                 on_pace(pace)
+            if self.done == self.settings.steps or self.done % training.validate_every_steps == 0:
+                self._validate()
+            is_last, is_best = self._has_ended(), self.best is not None and self.best.step == self.step
             if self.done == 1 or is_last or self.done % training.log_every_steps == 0:
                 self.journal.append("step", self.step, train_loss=loss, gradient_norm=norm, learning_rate=rate)
                 speed = self._speed.record()
                 self.journal.append("speed", self.step, **speed)
                 shown = {"loss": f"{loss:.3f}", "tokens/s": f"{speed['tokens_per_second']:,.0f}"}
                 progress.update(self.done - progress.done, **shown)
-            if is_last or self.done % training.validate_every_steps == 0:
-                self._validate()
-            if is_last or self.done % training.sample_every_steps == 0:
+            if is_last or is_best or self.done % training.sample_every_steps == 0:
                 self._sample()
             stopped = self.group.all_reduce(stop.received or 0, max)
-            if is_last or stopped or self.done % self.settings.runtime.checkpoint_every_steps == 0:
+            if is_last or is_best or stopped or self.done % self.settings.runtime.checkpoint_every_steps == 0:
                 self._save()
             self.store.check()
             if is_last or stopped:
                 self.store.wait()
             if stopped and not is_last:
                 raise Interrupted(stopped, self.step)
+        self.journal.append(END, self.step, reason="steps" if self.done == self.settings.steps else "patience")
+        if self.done < self.settings.steps and self.best is not None:
+            self.records.log(announce.stopped_early(self.settings.stage, self.best.since, self.best.step), self.step)
+
+    def _has_ended(self) -> bool:
+        """Whether the last step is done, or as many validations as patience allows were no better than the best."""
+        training = self.settings.training
+        since = self.best.since if self.best else 0
+        return self.done == self.settings.steps or since >= (training.patience or math.inf)
 
     def take_step(self, rate: float) -> tuple[float, float]:
         """One optimizer step on the next batch; its loss and the gradient's norm before clipping.
@@ -190,24 +210,26 @@ class Trainer:
     def _validate(self) -> None:
         with self._averaged_weights():
             result = self._evaluator(self.model)
+            of_pretrain = {}
+            if self._pretrain_evaluator is not None:
+                other = self._pretrain_evaluator(self.model)
+                of_pretrain = {"pretrain_loss": other.loss, "pretrain_bits_per_byte": other.bits_per_byte}
         self._record_ranks(result.tokens_per_second)
         if not math.isfinite(result.loss):
             raise self._non_finite(
                 self.step, f"the validation loss must be finite, got {result.loss} after step {self.step}"
             )
-        self._bits_per_byte[self.step] = result.bits_per_byte
-        best = min(value for step, value in self._bits_per_byte.items() if step <= self.step)
-        of_pretrain = {}
-        if self._pretrain_evaluator is not None:
-            with self._averaged_weights():
-                other = self._pretrain_evaluator(self.model)
-            of_pretrain = {"pretrain_loss": other.loss, "pretrain_bits_per_byte": other.bits_per_byte}
+        self.best = best = best_after(self.best, self.step, result.bits_per_byte)
+        if best.since == _STALLED:
+            line = announce.validation_stalled(_STALLED, best.step, best.bits_per_byte, result.bits_per_byte)
+            self.records.log(line, self.step)
         self.journal.append(
             "validation",
             self.step,
             loss=result.loss,
             bits_per_byte=result.bits_per_byte,
-            best_bits_per_byte=best,
+            best_bits_per_byte=best.bits_per_byte,
+            best_step=best.step,
             **of_pretrain,
         )
 
@@ -250,6 +272,7 @@ class Trainer:
             fingerprint=self.store.fingerprint,
             loss_scale=self.loss_scale.value(),
             clean_steps=self.loss_scale.clean_steps(),
+            best=self.best,
         )
         average = {} if self._average is None else self._average.state()
         self.store.save(Checkpoint(state, self.model.weights(), self.assembly.optimizer.state(), average))
