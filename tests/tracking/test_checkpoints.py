@@ -94,7 +94,8 @@ def test_best_is_an_alias_within_a_text_and_latest_is_the_newest(store: Store, t
     assert client.get_model_version_by_alias("smollm", "best").run_id == best
     versions = client.search_model_versions("name = 'smollm'", order_by=["version_number ASC"])
     assert [version.run_id for version in versions] == [best, worse, easier, again]
-    assert all(version.model_id for version in versions)
+    for version in versions:
+        assert client.get_logged_model(version.tags["logged_model"]).source_run_id == version.run_id
 
 
 def test_latest_leads_to_the_newest_version(store: Store, tmp_path: Path) -> None:
