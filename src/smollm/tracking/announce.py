@@ -108,7 +108,7 @@ def many_epochs(stage: str, steps_per_epoch: float) -> str:
     low, high = (max(1, round(number * steps_per_epoch)) for number in SUITABLE_EPOCHS)
     return (
         f"so many epochs teach a model the text by heart: {low:,} to {high:,} steps ({SUITABLE_EPOCHS[0]} to "
-        f"{SUITABLE_EPOCHS[1]} epochs) would suit it; set {stage}.steps or {stage}.max_epochs, or use "
+        f"{SUITABLE_EPOCHS[1]} epochs) would suit it; set {stage}.steps or {stage}.epochs, or use "
         "`make repro PRESET=own-text`"
     )
 
