@@ -1,4 +1,4 @@
-"""Section `runtime`: where and how to run. Not what is computed, so no stage depends on it."""
+"""Section `runtime`: where and how to run. It does not say what is computed, so no stage depends on it."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -34,17 +34,17 @@ class RuntimeConfig:
     compile: Auto | bool
     """auto: torch.compile where it works and pays: not for a few steps on a CPU."""
     processes: Annotated[Auto | int, at_least(1)]
-    """On this machine; auto: one for each GPU, one without."""
+    """On this machine; auto: the most GPUs that divide a step's sequences evenly, or one without a GPU."""
     max_restarts: Annotated[int, at_least(0)]
-    """How often all processes start anew when one of several was killed."""
+    """How often all processes are restarted after one of several was killed."""
     shard_weights: bool
-    """Several processes divide weights, gradients and moments among them, by torch's FSDP2."""
+    """Whether weights, gradients and moments are sharded over the processes (torch's FSDP2)."""
     activation_checkpointing: bool
-    """A block's activations are computed again for the gradient, not kept."""
+    """Whether a block's activations are recomputed in the backward pass instead of kept."""
     micro_batch_size: Annotated[Auto | int, at_least(1)]
     """Sequences computed at once; auto: the largest that fits and still pays."""
     checkpoint_every_steps: Annotated[int, at_least(1)]
-    """How much a kill can cost."""
+    """A kill loses at most this many steps."""
     keep_checkpoints: Annotated[int, at_least(1)]
     max_hours: Annotated[float, above(0)]
-    """A training stage that would take longer is stopped at its start."""
+    """A training stage that would take longer is refused at its start."""

@@ -1,4 +1,4 @@
-"""Section `tracking`: what MLflow is told. No stage depends on it."""
+"""Section `tracking`: what is sent to MLflow, and when. No stage depends on it."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -17,14 +17,14 @@ class OptimizerKind(Enum):
 
 
 class Start(Enum):
-    """What a stage's weights are before its first step."""
+    """The weights that a stage starts from."""
 
     INITIAL = "initial"
-    """Drawn at random: pretrain's."""
+    """Random: pretrain's."""
     BEST = "best"
-    """Those of the stage before with the best validation: for finetune."""
+    """The previous stage's with the best validation: for finetune."""
     LAST = "last"
-    """Those of the last step of the stage before: for finetune."""
+    """The previous stage's after its last step: for finetune."""
 
 
 class Export(Enum):
@@ -77,9 +77,9 @@ class TrainingConfig:
     start: Start
     export: Export
     steps: Annotated[int | None, at_least(1)]
-    """Of the stage; null where `epochs` says it."""
+    """Length of the stage; null if `epochs` is set instead."""
     epochs: Annotated[float | None, above(0)]
-    """How often the stage reads its text; null where `steps` says it."""
+    """Length of the stage in passes over its text; null if `steps` is set instead."""
     patience: Annotated[int | None, at_least(1)]
     """The stage ends after so many validations in a row without a new best one; null: never early."""
     sequences_per_step: Annotated[int, at_least(1)]
@@ -91,11 +91,11 @@ class TrainingConfig:
     mask_documents: bool
     """Whether a token attends to its own document alone, not to others in the same sequence."""
     dropout: Annotated[float, at_least(0), below(1)]
-    """Share of numbers zeroed in training: of the embedding's output, and of what attention and MLP add to it."""
+    """Dropout rate in training: of the embedding's output, and of what attention and MLP add to it."""
     label_smoothing: Annotated[float, at_least(0), below(1)]
-    """Share of each target's probability that training spreads over all tokens."""
+    """Fraction of each target's probability that training spreads over all tokens."""
     ema_decay: Annotated[float | None, above(0), below(1)]
-    """Of the average of the weights, which is what is validated and exported; null: none."""
+    """Decay of the weights' moving average, which is then validated and exported; null: no average."""
     gradient_clip: Annotated[float, above(0)]
     """Largest norm of the whole gradient."""
     log_every_steps: Annotated[int, at_least(1)]
@@ -111,5 +111,5 @@ class TrainingConfig:
         return max(1, round(epochs * tokens / self.tokens_per_step))
 
     def most_warmup_steps(self, steps: int) -> int:
-        """What the decay leaves of `steps` steps."""
+        """The steps of `steps` that are left before the decay."""
         return steps - round(self.schedule.decay_fraction * steps)

@@ -18,7 +18,7 @@ _OF_A_MACHINE = ("device", "processes", "max_restarts", "max_hours")
 
 
 def check_group(settings: Settings, group: Group) -> None:
-    """Refuse a group that cannot share a step evenly. (What the params alone decide was checked when they were read.)
+    """Refuse a group that cannot split a step evenly. (What depends on params.yaml alone was checked when it was read.)
 
     Raises:
         TrainingError: it cannot.
@@ -43,9 +43,9 @@ def check_machines(settings: Settings, workspace: Workspace, group: Group) -> No
     """Refuse machines with different params, code, data or torch.
 
     Raises:
-        TrainingError: they differ; names the first difference.
+        TrainingError: they differ; it names the first difference.
     """
-    # one machine has the same files for all; what another stage leaves behind is rank 0's to read
+    # processes of one machine share its files; only rank 0 reads the previous stage's checkpoint
     is_first = group.local_rank == 0 and group.size > group.local_size
     dependencies = workspace.stage(settings.stage)["deps"] if is_first else []
     inputs = {path: workspace.digest(path) for path in dependencies if not path.startswith("checkpoints")}

@@ -1,4 +1,4 @@
-"""A model and its optimizer on the hardware, with the micro-batch that fits: all that a step needs."""
+"""A model and its optimizer on the hardware, with the micro-batch size that fits: all that a step needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from smollm.training.settings import Settings
 
 @dataclass(frozen=True)
 class Assembly:
-    """What takes steps."""
+    """What an optimizer step needs."""
 
     model: LlamaForCausalLM
     optimizer: Optimizer
@@ -25,7 +25,7 @@ class Assembly:
     group: Group
     """The processes that train together, each of which has an assembly."""
     micro_batch: int
-    """Sequences computed at once; divides those of a step that each process computes."""
+    """Sequences computed at once; divides each process's sequences of a step."""
 
 
 def assemble(
@@ -35,14 +35,14 @@ def assemble(
     group: Group,
     warn: Callable[[str], None],
 ) -> Assembly:
-    """Build the model with its initial weights, place it, and find the micro-batch.
+    """Build the model with its initial weights, move it to the device, and find the micro-batch size.
 
     Args:
         settings: of the stage.
-        data: of the stage, to try with.
+        data: of the stage; the search for the micro-batch size computes on it.
         hardware: of this process.
-        group: the processes that train together, all of which assemble.
-        warn: called with a line about what does not work and is done without.
+        group: the processes that train together; all of them call this.
+        warn: called with a line about each optimization that fails and is left out.
 
     Raises:
         TrainingError: not even the smallest micro-batch fits into memory.

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is better than they are at any one step (arXiv:1803.05407)."""
+"""An exponential moving average of the weights, often better than the weights of any one step (arXiv:1803.05407)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,21 +20,21 @@ class WeightAverage:
     def __init__(self, model: LlamaForCausalLM, decay: float) -> None:
         """
         Args:
-            model: whose weights, as they are now, the average begins with.
-            decay: share of the average that a step leaves as it was.
+            model: its present weights are the initial average.
+            decay: weight of the old average at each update.
         """
         self._model, self._decay = model, decay
         self._average = {name: weight.detach().clone() for name, weight in model.weights().items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step `step` of the stage."""
+        """Update the average with the weights after step `step` of the stage."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(*self._both(), 1 - decay)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """The model has the averaged weights meanwhile."""
+        """Within it the model has the averaged weights."""
         self._exchange()
         try:
             yield
@@ -46,7 +46,7 @@ class WeightAverage:
         return self._average
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Overwrite the average by what `state()` returned, whole."""
+        """Overwrite the average with what `state()` returned, unsharded."""
         weights = self._model.weights()
         self._average = {name: place(state[name], weight) for name, weight in weights.items()}
 

@@ -20,10 +20,10 @@ Ids = NDArray[np.int64]
 class Batches:
     """Training windows in a new random order each epoch.
 
-    The token stream, repeated without end, is cut into windows of T inputs; the target after the last input is
-    the next window's first. Epoch e is made of the windows that begin in the e-th repetition. So every token is
-    an input once an epoch, but for the few, less than a window, of the window that lies across an epoch's end;
-    and each epoch cuts elsewhere, unless T divides the stream.
+    The token stream, repeated endlessly, is cut into windows of T inputs; the target of a window's last input is the
+    first token of the next window. Epoch e consists of the windows that begin in the e-th repetition. So every token
+    is an input once per epoch, except for less than a window of tokens at the boundary between epochs. Unless T divides
+    the stream, the cuts differ from epoch to epoch.
     """
 
     def __init__(self, tokens: Tokens, sequences: int, length: int, seed: int, stage: str) -> None:
@@ -32,7 +32,7 @@ class Batches:
             tokens: the whole stream, 1-D.
             sequences: B, windows of a step.
             length: T, in tokens.
-            seed, stage: choose the order.
+            seed, stage: determine the order.
 
         Raises:
             CorpusError: the stream is too short for one batch.
@@ -53,12 +53,12 @@ class Batches:
         return windows[:, :-1], windows[:, 1:]
 
     def starts(self, step: int) -> list[int]:
-        """Where in the stream each sequence of step `step` begins."""
+        """The position in the stream at which each sequence of step `step` begins."""
         first = (step - 1) * self.sequences
         return [self._start(index) for index in range(first, first + self.sequences)]
 
     def window(self, start: int) -> Ids:
-        """T+1 tokens from `start` on; after the stream's last token comes its first."""
+        """T+1 tokens from `start` on; the stream wraps around at its end."""
         positions = np.arange(start, start + self.length + 1)
         return self.tokens[positions % len(self.tokens)].astype(np.int64)
 
@@ -74,7 +74,7 @@ class Batches:
 
 
 class BatchReader:
-    """Reads this process's share of the batches; on a GPU each is read while the one before is computed."""
+    """Reads this process's part of the batches; for a GPU it reads one while the previous one is computed."""
 
     def __init__(self, batches: Batches, group: Group, hardware: Hardware) -> None:
         self.batches, self.is_cuda = batches, hardware.device.type == "cuda"
@@ -97,7 +97,7 @@ class BatchReader:
         return torch.from_numpy(generator.integers(2**31, size=batches.sequences)[self._mine])
 
     def prefetch(self, step: int) -> None:
-        """Read step `step` ahead, if the device computes meanwhile."""
+        """Read the batch of step `step` ahead, if the device is a GPU, which computes in the meantime."""
         if self.is_cuda:
             self._prefetched = step, self.read(step)
 
@@ -106,8 +106,8 @@ def validation_windows(tokens: Tokens, length: int, most: int, stage: str, reade
     """Consecutive windows (N, T+1) over at most `most` held-out tokens (one window at least).
 
     Args:
-        stage: whose text it is.
-        reader: the stage that measures itself on it, if another.
+        stage: the stage whose text it is.
+        reader: the stage that is validated on it, if another.
 
     Raises:
         CorpusError: not one window fits.

@@ -10,11 +10,11 @@ class Best:
     step: int
     bits_per_byte: float
     since: int = 0
-    """Validations after it, none of which was better."""
+    """Number of validations after it; none was better."""
 
 
 def best_after(best: Best | None, step: int, bits_per_byte: float) -> Best:
-    """The best after one more validation; of equal ones the first."""
+    """The best after one more validation; of equal ones the earlier."""
     if best is None or bits_per_byte < best.bits_per_byte:
         return Best(step, bits_per_byte)
     return Best(best.step, best.bits_per_byte, best.since + 1)

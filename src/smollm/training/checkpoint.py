@@ -5,7 +5,7 @@ A checkpoint is a folder:
     model.safetensors      weights by Hugging Face name, float32, the tied lm_head left out
     optimizer.safetensors  moments as <parameter name>.<moment>
     average.safetensors    the weights' moving average, where the stage has one
-    trainer_state.json     step, what it belongs to, the best validation so far, the sha256 of each file and its own
+    trainer_state.json     step, stage, fingerprint, the best validation so far, the sha256 of each file and its own
 
 The JSON file is written last, and the folder gets its final name after that. A finished stage has two in
 ``checkpoints/<stage>/``, `best` and `last`, which may be the same.
@@ -39,7 +39,7 @@ _MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "av
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What a checkpoint knows beside its tensors."""
+    """What a checkpoint holds besides its tensors."""
 
     step: int
     """Optimizer steps done, counted over all stages."""
@@ -60,11 +60,11 @@ class Checkpoint:
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     average: dict[str, Tensor] = field(default_factory=dict)
-    """Of the weights; empty where the stage has none."""
+    """Moving average of the weights; empty if the stage has none."""
 
     @property
     def exported(self) -> dict[str, Tensor]:
-        """The weights that were validated, and that a model is made of."""
+        """The weights that were validated and that models/<stage> gets: the average if there is one."""
         return self.average or self.weights
 
     def tensors(self) -> tuple[dict[str, Tensor], ...]:
@@ -108,7 +108,7 @@ def load(directory: Path) -> Checkpoint:
 
 
 def verify(directory: Path) -> TrainerState:
-    """What the checkpoint in `directory` knows beside its tensors, which are intact too.
+    """The state of the checkpoint in `directory`, whose tensors are verified too.
 
     Raises:
         CheckpointError: it is missing, damaged or of another format.
@@ -159,14 +159,14 @@ def _best(content: dict[str, Any]) -> Best | None:
 
 
 def read_best(directory: Path) -> Best | None:
-    """The best validation that the checkpoint in `directory` knows of, its tensors unverified.
+    """The best validation so far according to the checkpoint in `directory`, whose tensors are not verified.
 
     Raises:
         OSError: the disk refused to read it.
     """
     try:
         return _best(json.loads((directory / _STATE).read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError):  # damaged, which is found when it is loaded
+    except (ValueError, KeyError, TypeError):  # damaged, which is reported when it is loaded
         return None
 
 

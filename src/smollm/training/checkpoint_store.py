@@ -15,7 +15,7 @@ from smollm.training.checkpoint import Checkpoint, load, read_best, save, verify
 class CheckpointStore:
     """The newest few checkpoints of a running stage, and the best for each of them, in ``<directory>/step-<step>/``.
 
-    A thread writes them, one at a time, while training goes on.
+    A thread writes them, one at a time, while training continues.
     """
 
     def __init__(self, directory: Path, keep: int, fingerprint: str) -> None:
@@ -23,14 +23,14 @@ class CheckpointStore:
         Args:
             directory: made if missing.
             keep: how many are kept, the newest ones.
-            fingerprint: of the stage; a checkpoint of another one is foreign here.
+            fingerprint: of the stage; a checkpoint with another fingerprint is foreign.
         """
         self.directory, self.keep, self.fingerprint = directory, keep, fingerprint
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Copy `checkpoint` to host memory, and have the copy written; where tensors are sharded, every rank saves.
+        """Copy `checkpoint` to host memory, and write the copy in the background; if it is sharded, every rank calls this.
 
         Raises:
             OSError: an earlier one could not be written.
@@ -54,12 +54,12 @@ class CheckpointStore:
         return self._writing is not None and not self._writing.done()
 
     def check(self) -> None:
-        """Raise what `wait` raises, if it is known already."""
+        """As `wait`, but return at once if the write has not ended."""
         if not self.is_writing():
             self.wait()
 
     def close(self) -> None:
-        """Let a write that is under way end, well or not."""
+        """Wait for a write in progress, whether it succeeds or fails."""
         self._writer.shutdown()
 
     def _write(self, checkpoint: Checkpoint) -> None:
@@ -76,7 +76,7 @@ class CheckpointStore:
         """The newest intact checkpoint; each damaged or foreign one is removed, with a line to `warn`.
 
         Raises:
-            CheckpointError: the disk refused to read one, which may be whole and is left alone.
+            CheckpointError: the disk refused to read one, which may be intact and is kept.
         """
         for directory in reversed(self._all()):
             try:
@@ -93,7 +93,7 @@ class CheckpointStore:
         return None
 
     def _without_lost_best(self, checkpoint: Checkpoint, warn: Callable[[str], None]) -> Checkpoint:
-        """`checkpoint`, which forgets its best state if that is damaged: the next validation is the best then."""
+        """`checkpoint`, without its best state if that is damaged: the next validation is then the best."""
         state = checkpoint.state
         if state.best is None or state.best.step in (0, state.step):  # the initial weights are not kept
             return checkpoint
@@ -108,7 +108,7 @@ class CheckpointStore:
         return checkpoint
 
     def directory_of(self, step: int) -> Path:
-        """Where the checkpoint after `step` is, if it is kept."""
+        """The folder of the checkpoint after `step`, if it is kept."""
         return self.directory / f"step-{step:08d}"
 
     def _all(self) -> list[Path]:
@@ -116,13 +116,13 @@ class CheckpointStore:
 
 
 def _raise_if_unreadable(error: CheckpointError) -> None:
-    """Raise an error of the disk: what it refuses to read now may be intact."""
+    """Re-raise an error of the disk: the checkpoint that it cannot read now may be intact."""
     if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
         raise error
 
 
 class NoCheckpointStore(CheckpointStore):
-    """What ranks other than 0 save to: takes part in gathering sharded tensors, and keeps nothing."""
+    """The store of ranks other than 0: takes part in gathering sharded tensors, and writes nothing."""
 
     def __init__(self) -> None:
         super().__init__(Path(), 1, "")

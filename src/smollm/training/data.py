@@ -1,4 +1,4 @@
-"""What a training stage reads of tokenize's outputs: tokenizer, batches, held-out windows."""
+"""What a training stage reads from tokenize's outputs: tokenizer, batches, held-out windows."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ def token_directory(workspace: Path, stage: str) -> Path:
 
 
 def resolve_steps(training: TrainingConfig, stage: str, workspace: Path) -> TrainingConfig:
-    """The same with a number of steps, which `epochs` gives where it is set: of the text that tokenize wrote.
+    """`training` with `steps` set: computed, if `epochs` is set, from the number of tokens that tokenize wrote.
 
     Raises:
         ConfigError: the warm-up does not fit into so few steps.
@@ -45,11 +45,11 @@ class TrainingData:
     held_out: Ids
     """Windows of the stage's own held-out text, (N, T+1)."""
     pretrain_held_out: Ids | None = None
-    """Windows of pretrain's, in a stage that goes on from there: what it forgets of it."""
+    """Windows of pretrain's held-out text, in a stage that continues pretrain: they show what it forgets."""
 
     @classmethod
     def open(cls, workspace: Path, settings: Settings, continues: str | None) -> "TrainingData":
-        """Open the data of a stage that continues another, or none.
+        """Open the data of a stage, which `continues` another one or None.
 
         Raises:
             CorpusError: there is too little text for the stage's steps or validation.

@@ -18,9 +18,9 @@ class Validation:
     loss: float
     """Nats per token."""
     bits_per_byte: float
-    """The same per UTF-8 byte of text: comparable across tokenizers, on one text."""
+    """The loss per UTF-8 byte of text: comparable across tokenizers on the same text."""
     tokens_per_second: float
-    """Of this process, on its share."""
+    """Of this process, on its part."""
 
 
 def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
@@ -36,7 +36,7 @@ class Evaluator:
         Args:
             windows: (N, T+1) token ids, which the processes of the assembly's group share.
             token_bytes: (V,) bytes of text that each id stands for.
-            assembly: its micro-batch is the number of windows computed at once, so that a compiled model sees one
+            assembly: as many windows as its micro-batch are computed at once, so that a compiled model sees one
                 shape.
         """
         self.windows, self.batch = windows, assembly.micro_batch
@@ -44,7 +44,7 @@ class Evaluator:
         self.text_bytes = max(1, int(token_bytes[windows[:, 1:]].sum()))
 
     def __call__(self, model: LlamaForCausalLM) -> Validation:
-        """Mean loss over all targets. The end-of-text targets count too, and stand for no bytes."""
+        """Mean loss over all targets. End-of-text targets count too, but as zero bytes."""
         device = self.hardware.device
         total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
         began = time.perf_counter()

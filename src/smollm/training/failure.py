@@ -1,4 +1,4 @@
-"""What is written down of a step whose numbers are not finite: its sequences one by one, and their text."""
+"""The report on a step with a non-finite loss or gradient: its sequences one by one, with their text."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from smollm.training.batches import Batches
 
 
 def sequences_alone(model: LlamaForCausalLM, batches: Batches, step: int, hardware: Hardware) -> list[dict[str, Any]]:
-    """Loss and norm of the gradient of each sequence of the stage's step `step` by itself, and where it begins.
+    """For each sequence of the stage's step `step` alone: loss, gradient norm, and its position in the token stream.
 
     Leaves no gradient behind. Not compiled: one sequence is another shape.
     """
@@ -37,11 +37,11 @@ def sequences_alone(model: LlamaForCausalLM, batches: Batches, step: int, hardwa
 
 
 def write(path: Path, values: dict[str, Any], batches: Batches, directory: Path, tokenizer: Tokenizer) -> None:
-    """Write `values` as JSON, each of its `sequences` with its text and the documents that it is cut from.
+    """Write `values` as JSON, each of its `sequences` with its text and the documents that it is from.
 
     Args:
         path: of the JSON file.
-        values: of the step; numbers that are not finite are written as texts.
+        values: of the step; non-finite numbers are written as strings.
         batches: of the stage, whose tokens are those of `directory`.
         directory: the stage's token files.
         tokenizer: decodes them.
@@ -51,7 +51,7 @@ def write(path: Path, values: dict[str, Any], batches: Batches, directory: Path,
     for sequence in values["sequences"]:
         start, end = sequence["first_token"], sequence["first_token"] + batches.length
         first, last = np.searchsorted(offsets, [start, end % len(batches.tokens)], side="right") - 1
-        # a window may go over the stream's end to its beginning
+        # a window may wrap around from the stream's end to its beginning
         documents = names[first : last + 1] if end < len(batches.tokens) else names[first:] + names[: last + 1]
         text = tokenizer.decode(batches.window(start).tolist(), skip_special_tokens=False)
         sequences.append({**_plain(sequence), "documents": documents, "text": text})
@@ -59,7 +59,7 @@ def write(path: Path, values: dict[str, Any], batches: Batches, directory: Path,
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no words for numbers that are not finite."""
+    """Non-finite numbers as strings: JSON cannot represent them."""
     return {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""fp16's loss scale: lowered when a gradient overflows, whose step is skipped, raised after many that do not."""
+"""fp16's loss scale: lowered when a gradient overflows, whose step is skipped, and raised after many that do not."""
 
 import torch
 
@@ -8,11 +8,11 @@ from smollm.errors import TrainingError
 from smollm.state.journal import Journal
 
 _MOST_SKIPPED = 50
-"""In a row: a scale of 2^16 has been halved to nothing long before."""
+"""Skipped steps in a row before giving up: a scale of 2^16 has been halved to nothing long before."""
 
 
 class LossScale:
-    """The scale, and the steps that it made skip. In other precisions than fp16 it is 1 and skips none."""
+    """The scale, and the steps skipped because of it. In precisions other than fp16 it is 1 and skips none."""
 
     def __init__(self, stage: str, hardware: Hardware, journal: Journal) -> None:
         self.stage, self.journal = stage, journal
@@ -33,15 +33,15 @@ class LossScale:
         return int(self.scaler.state_dict().get("_growth_tracker", 0))
 
     def restore(self, value: float | None, clean_steps: int) -> None:
-        """Go on from what `value` and `clean_steps` returned; a value of None leaves the initial scale."""
+        """Continue with what `value` and `clean_steps` returned; a value of None leaves the initial scale."""
         if self.is_used and value is not None:
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": value, "_growth_tracker": clean_steps})
 
     def note(self, step: int, has_overflowed: bool) -> None:
-        """Journal a step that is skipped since its gradient overflowed.
+        """Journal the step if it is skipped because its gradient overflowed.
 
         Raises:
-            TrainingError: so were too many before it.
+            TrainingError: too many steps in a row were.
         """
         self._in_a_row = self._in_a_row + 1 if has_overflowed else 0
         if not has_overflowed:

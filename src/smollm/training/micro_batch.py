@@ -16,19 +16,19 @@ from smollm.tracking import announce
 from smollm.training.batches import Batches
 
 _MOST_TOKENS = {"cuda": 65_536, "mps": 16_384, "cpu": 16_384}
-"""More tokens at once cost memory and gain no speed."""
+"""Tokens in one forward pass; more cost memory and gain no speed."""
 
 
 @dataclass(frozen=True)
 class MicroBatchSearch:
-    """What is tried: sequences of the stage, on this hardware."""
+    """Tries micro-batch sizes on sequences of the stage."""
 
     batches: Batches
     wanted: Auto | int
     """runtime.micro_batch_size."""
     hardware: Hardware
     warn: Callable[[str], None]
-    """Called with a line about what does not work and is done without."""
+    """Called with a line about each optimization that fails and is left out."""
     group: Group
     averages: bool = False
     """Whether an average of the weights is in memory as well."""
@@ -39,9 +39,9 @@ class MicroBatchSearch:
         return self.batches.sequences // self.group.size
 
     def run(self, model: LlamaForCausalLM) -> int:
-        """Compute one gradient and throw it away; return the micro-batch size that worked.
+        """Compute one gradient and discard it; return the micro-batch size that worked.
 
-        Where kernels or compiler fail, `model` is executed by what is slower and always works, with a warning.
+        If the kernels or the compiler fail, `model` falls back to a slower execution, with a warning.
 
         Raises:
             TrainingError: not even the smallest, or the wanted one, fits into memory.
@@ -68,8 +68,8 @@ class MicroBatchSearch:
     def run_sharded(self, model: LlamaForCausalLM) -> int:
         """As `run`, for a model that is about to be sharded over the group.
 
-        The whole model is not tried, since one process that fails would leave the others waiting: what it will need
-        is calculated from what models of one and of two blocks take.
+        The whole model is not tried, because a process that fails would leave the others waiting. Its memory is
+        extrapolated from models of one and of two blocks.
 
         Raises:
             TrainingError: not even the smallest, or the wanted one, fits into memory.
@@ -96,7 +96,7 @@ class MicroBatchSearch:
     def _sharded_bytes(
         self, model: LlamaForCausalLM, one_block: LlamaForCausalLM, two_blocks: LlamaForCausalLM, size: int
     ) -> float:
-        """Bytes that the sharded `model` takes on this process with micro-batches of `size` sequences."""
+        """Bytes that the sharded `model` needs on this process with micro-batches of `size` sequences."""
         everything, shallow, deeper = (
             4 * sum(weight.numel() for weight in each.parameters()) for each in (model, one_block, two_blocks)
         )
@@ -112,7 +112,7 @@ class MicroBatchSearch:
         return sharded + gathered + (everything if size < self.share else block) + activations
 
     def _growth(self, model: LlamaForCausalLM, size: int) -> int:
-        """Bytes that a gradient takes beside the weights: itself, and the activations."""
+        """Bytes that a backward pass needs besides the weights: gradients and activations."""
         self._try(model, size)  # compiles
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -126,15 +126,15 @@ class MicroBatchSearch:
         return shallow.to(self.hardware.device)
 
     def _reserve(self, model: LlamaForCausalLM, size: int) -> list[torch.Tensor]:
-        """The memory on a GPU that training takes beside a micro-batch of `size` sequences and its gradient."""
+        """Reserve the GPU memory that training needs besides a micro-batch of `size` sequences and its gradient."""
         if self.hardware.device.type != "cuda":
             return []
-        # AdamW's two moments, and the gradient of the micro-batches before, or the one that is being averaged
+        # AdamW's two moments, and the accumulated gradient, or the one that is being averaged
         numbers = 3 if size < self.share or self.group.size > 1 else 2
         return [torch.empty_like(weight) for weight in model.parameters() for _ in range(numbers + self.averages)]
 
     def _try(self, model: LlamaForCausalLM, size: int, _beside: Sequence[torch.Tensor] = ()) -> None:
-        """Compute the gradient of `size` sequences, with other tensors in memory beside it."""
+        """Compute the gradient of `size` sequences, while other tensors are in memory."""
         try:
             inputs, targets = (torch.from_numpy(ids[:size].copy()).to(self.hardware.device) for ids in self.batches(1))
             _validation = _reserve_validation(model, inputs, targets, self.hardware)
@@ -146,9 +146,9 @@ class MicroBatchSearch:
             model.zero_grad(set_to_none=True)
 
     def _fall_back(self, model: LlamaForCausalLM, error: Exception) -> bool:
-        """Execute `model` without what failed with `error`; False if nothing of that kind did."""
+        """Execute `model` without what raised `error`; False if neither the kernels nor the compiler did."""
         execution = model.execution
-        if execution.kernels is not None:  # Triton has no error that all of its own derive from
+        if execution.kernels is not None:  # Triton's errors have no common base
             self.warn(announce.kernels_failed(error))
             model.execute_as(replace(execution, kernels=None, compiled=True))
         elif isinstance(error, torch._inductor.exc.InductorError | torch._dynamo.exc.TorchDynamoException):
@@ -182,7 +182,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _reserve_validation(
     model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tensor, hardware: Hardware
 ) -> torch.Tensor | None:
-    """The memory that validation will take beside a captured step, whose own nothing else can use."""
+    """Reserve the memory that validation will need besides a captured step, whose memory it cannot use."""
     if model.execution.kernels is None or not hardware.captures:
         return None
     torch.cuda.reset_peak_memory_stats()

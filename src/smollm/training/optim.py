@@ -45,10 +45,10 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 class _Part(torch.optim.Optimizer):
-    """Some of a model's parameters in groups, and their moments.
+    """An optimizer of some of a model's parameters, with their moments.
 
-    Torch wraps these two methods, and the steps of its own optimizers, in code that imports the whole compiler, which
-    costs each start seconds.
+    Torch wraps these two methods, and `step` of its own optimizers, in code that imports torch's compiler, which costs
+    seconds at every start.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -58,10 +58,10 @@ class _Part(torch.optim.Optimizer):
     """Names of the tensors that `state` holds for each parameter."""
 
     def _moments(self, parameter: nn.Parameter) -> list[Tensor]:
-        """What this process updates of them; zero before the first step."""
+        """This process's part of the parameter's moments; zeros before the first step."""
         state = self.state[parameter]
         if not state:
-            # the fused kernels want even "step" on the parameter's device
+            # the fused kernels want "step" on the parameter's device too
             scalar = torch.zeros((), device=parameter.device)
             state |= {name: scalar if name == "step" else torch.zeros_like(parameter) for name in self.moments}
         return local_parts(state[name] for name in self.moments)
@@ -142,7 +142,7 @@ class Muon(_Part):
             orthogonal = map_matrices(self._orthogonalize, updates, first, self.group).to(parameters[0].dtype)
             scale = 0.2 * max(first.shape) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            if isinstance(group["lr"], Tensor):  # no operation takes it as its factor
+            if isinstance(group["lr"], Tensor):  # `alpha` must be a plain number
                 torch._foreach_add_(parameters, list(orthogonal.mul_(group["lr"] * -scale)))
             else:
                 torch._foreach_add_(parameters, list(orthogonal), alpha=-group["lr"] * scale)
@@ -166,7 +166,7 @@ class Optimizer:
             model: on its device already.
             config: kind and settings.
             dtype: what Muon's orthogonalization computes in; states stay in float32.
-            group: the processes that share Muon's work; this one alone, if none is given.
+            group: the processes that share Muon's work; by default this process alone.
         """
         named = dict(model.named_parameters())
         is_hidden = {name: p.ndim == 2 and ".layers." in name for name, p in named.items()}
@@ -175,10 +175,10 @@ class Optimizer:
         self.kind = config.kind
         is_cuda = all(parameter.is_cuda for parameter in named.values())
         is_captured = is_cuda and not any(map(is_sharded, named.values()))
-        # on the device, so that a captured step can be replayed with another rate
+        # a tensor on the device, so that a captured step can be replayed with another rate
         peaks = [config.embedding_lr, config.lr] if muon else [config.lr]
         self._shares = [peak / config.lr for peak in peaks]
-        """Each part's rate, as a share of the matrices'."""
+        """Each part's rate, relative to that of the matrices."""
         self._rates = [torch.tensor(peak, device="cuda") for peak in peaks] if is_captured else None
         rates: list[float] | list[Tensor] = peaks if self._rates is None else self._rates
         groups = [
@@ -191,7 +191,7 @@ class Optimizer:
         self._owners = {name: (p, self.parts[-1 if name in muon else 0]) for name, p in named.items()}
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the rate of the matrices; those of embedding and norms keep their ratio to it."""
+        """Set the rate of the hidden matrices; with Muon that of embedding and norms is `rate * embedding_lr / lr`."""
         if self._rates is not None:
             for value, share in zip(self._rates, self._shares, strict=True):
                 value.fill_(rate * share)
@@ -213,10 +213,10 @@ class Optimizer:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Overwrite all moments by those that `state()` returned, whole.
+        """Overwrite all moments with what `state()` returned, unsharded.
 
         Raises:
-            CheckpointError: they belong to another kind of optimizer or another model.
+            CheckpointError: it belongs to another kind of optimizer or another model.
         """
         expected = {f"{name}.{moment}" for name, (_, part) in self._owners.items() for moment in part.moments}
         if expected != state.keys():

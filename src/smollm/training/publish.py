@@ -30,13 +30,13 @@ class Publisher:
     settings: Settings
     tracking: TrackingConfig
     is_final: bool
-    """Whether no stage continues this one: its model is the one to register."""
+    """Whether no stage continues this one, so that its model is registered in MLflow."""
 
     def __call__(self, run: StageRun) -> None:
         """Publish the result of `run`, whose work is complete.
 
         Raises:
-            CheckpointError: its last checkpoint is damaged; the stage is left to go on from the one before.
+            CheckpointError: its last checkpoint is damaged; the next start continues from the one before.
         """
         directory, stage = run.workspace.directory, self.settings.stage
         store = CheckpointStore(run.state.directory / "checkpoints", 1, run.state.fingerprint)
@@ -80,7 +80,7 @@ class Publisher:
         return newest
 
     def _compare_with_start(self, run: StageRun, metrics: dict[str, float]) -> None:
-        """Say so where a stage that continues another does not improve on what it started from."""
+        """Log a line if a stage that continues another did not improve on what it started from."""
         start, exported = metrics["initial_bits_per_byte"], metrics["exported_bits_per_byte"]
         if self.settings.training.start is Start.INITIAL:
             return
@@ -92,12 +92,12 @@ class Publisher:
 
 
 def _best(last: Checkpoint, store: CheckpointStore) -> Checkpoint:
-    """The checkpoint with the best validation; the last one where none was better than the initial weights."""
+    """The checkpoint with the best validation; the last one if the initial weights, which are not kept, were best."""
     best = last.state.best
     return last if best is None or best.step in (0, last.state.step) else load(store.directory_of(best.step))
 
 
 def _sample(records: list[Record], step: int) -> str | None:
-    """The first sample of the newest ones up to `step`, with its prompt."""
+    """The first of the newest samples up to `step`, with its prompt."""
     samples = [r.values["prompts"][0] + r.values["texts"][0] for r in records if r.kind == "sample" and r.step <= step]
     return samples[-1] if samples else None

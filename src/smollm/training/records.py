@@ -1,4 +1,4 @@
-"""Where a trainer writes: rank 0 to the live state, the other ranks nowhere."""
+"""Where a trainer writes to: on rank 0 the live state, on other ranks nowhere."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ class Records:
     journal: Journal
     store: CheckpointStore
     log: Callable[[str, int], None]
-    """Shows the user a line, and adds it to the training log at a step."""
+    """Prints a line, and adds it to the training log at a step."""
 
     @classmethod
     def of_rank_zero(cls, state: LiveState, keep: int, log: Callable[[str, int], None]) -> "Records":
-        """Those of the live state, with the newest `keep` checkpoints."""
+        """Journal and checkpoints in the live state; the newest `keep` checkpoints stay."""
         return cls(state.journal, CheckpointStore(state.directory / "checkpoints", keep, state.fingerprint), log)
 
     @classmethod
     def of_other_rank(cls) -> "Records":
-        """Those of a rank whose values rank 0 has too."""
+        """A journal and a store that keep nothing: rank 0 writes the same values."""
         return cls(NoJournal(), NoCheckpointStore(), lambda *_: None)
 
 

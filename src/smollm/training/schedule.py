@@ -4,11 +4,10 @@ from smollm.config.training import ScheduleConfig
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleConfig) -> float:
-    """The rate of step `step` of a stage's `steps`, counted from 1.
+    """The rate at `step`, counted from 1, of a stage of `steps` steps.
 
-    The warm-up rises linearly and reaches the peak at its last step; the decay falls linearly and
-    would reach ``peak * final_lr_fraction`` one step after the last: with a fraction of 0 the last
-    step, too, trains.
+    The warm-up rises linearly and reaches the peak at its last step. The decay falls linearly and would reach
+    ``peak * final_lr_fraction`` one step after the last, so that even with a fraction of 0 the last step still trains.
     """
     assert 1 <= step <= steps, f"step {step} of {steps}"
     if step <= schedule.warmup_steps:

@@ -1,4 +1,4 @@
-"""What one training stage reads of the params, and the model that it builds from them."""
+"""What a training stage reads from params.yaml."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Settings:
     seed: int
     model: ModelConfig
     training: TrainingConfig
-    """With a number of steps, where the params have epochs."""
+    """With `steps` set, even if params.yaml gives `epochs`."""
     evaluation: EvaluationConfig
     runtime: RuntimeConfig
 

@@ -1,4 +1,4 @@
-"""How fast a stage trains, over all its processes one after another: speed, MFU, goodput."""
+"""How fast a stage trains, all of its restarts included: speed, MFU, goodput."""
 
 from smollm.device.hardware import Hardware, seconds_since_start
 from smollm.model.throughput import flops_per_token, model_flops_utilization, peak_tflops
@@ -6,7 +6,7 @@ from smollm.state.journal import Record
 from smollm.training.settings import Settings
 
 _PACE_STEPS, _PACE_SECONDS = 20, 30.0
-"""After so many steps or seconds the pace is known: that of the fastest step but the first, which warms up."""
+"""After so many steps or seconds the pace is known: the fastest step, without the first, which is a warm-up."""
 
 
 class SpeedMeter:
@@ -17,8 +17,8 @@ class SpeedMeter:
         Args:
             settings: of the stage.
             hardware: of one process.
-            processes: that share a step.
-            earlier: what processes before this one recorded.
+            processes: how many share a step.
+            earlier: the records of earlier starts of the stage.
         """
         self.hardware, self.tokens_per_step = hardware, settings.training.tokens_per_step
         self._flops = flops_per_token(settings.model, settings.training.sequence_length)
@@ -26,7 +26,7 @@ class SpeedMeter:
         self._peak = None if peak is None else peak * processes
         speeds = [record.values for record in earlier if record.kind == "speed"]
         self._useful = speeds[-1]["useful_seconds"] if speeds else 0.0
-        """Seconds in optimizer steps, those of earlier processes included."""
+        """Seconds spent in optimizer steps, earlier starts included."""
         self._lived_before = speeds[-1]["lived_seconds"] if speeds else 0.0
         self._window: list[float] = []
         """Seconds of the steps since the last record."""

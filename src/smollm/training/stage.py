@@ -1,4 +1,4 @@
-"""A training stage from params to published outputs: what `pretrain` and `finetune` both are."""
+"""A training stage, `pretrain` or `finetune`, from params to published outputs."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from smollm.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """Trains, publishes and tracks one stage, in as many processes as its runtime says."""
+    """Trains, publishes and tracks one stage, in as many processes as `runtime` says."""
 
     settings: Settings
     workspace: Workspace
@@ -71,7 +71,7 @@ class TrainingStage:
         else:
             while group.broadcast(True):
                 self._train(group, Records.of_other_rank())
-        group.all_gather(None)  # no rank leaves before all have heard that the outputs are published
+        group.all_gather(None)  # no rank leaves before all know that the outputs are published
 
     def _train(self, group: Group, records: Records, run: StageRun | None = None) -> None:
         """Train as one process of `group`; `run` is rank 0's."""
@@ -115,11 +115,11 @@ class TrainingStage:
         return checkpoint.load(self._checkpoints_before() / self.settings.training.start.value)
 
     def _steps_before(self) -> int:
-        """Steps done by the stage before, whichever of its states this one starts from."""
+        """Where this stage's steps count from: the last step of the previous stage, even if `start` is its best."""
         return 0 if self.continues is None else checkpoint.read_state(self._checkpoints_before() / LAST).step
 
     def _checkpoints_before(self) -> Path:
-        assert self.continues is not None, "a stage comes before"
+        assert self.continues is not None, "there is a previous stage"
         return self.workspace.directory / "checkpoints" / self.continues
 
     def _check_preflight(self, records: Records, machine: hardware.Hardware, steps: int, group: Group) -> Preflight:
@@ -133,7 +133,7 @@ class TrainingStage:
         return preflight
 
     def _loop(self, trainer: Trainer, preflight: Preflight, run: StageRun | None) -> None:
-        """Train to the end; rank 0 says how long it takes, and describes a step that fails."""
+        """Train to the end; rank 0 announces how long it takes, and writes a report on a step that fails."""
         settings, group = self.settings, trainer.group
 
         def on_pace(seconds: float) -> None:
@@ -156,7 +156,7 @@ class TrainingStage:
                     run.artifacts["failure.json"] = path
                 raise
         if run is not None:
-            # the last point of a curve says little of the speed of a run
+            # the last point of a curve says little about the speed of the whole run
             median = report.speed_metrics(trainer.journal.records())["tokens_per_second"]
             trainer.journal.append("result", trainer.step, **{"speed/median_tokens_per_second": median})
 
@@ -180,9 +180,9 @@ class TrainingStage:
             records.log(announce.many_epochs(self.settings.stage, steps_per_epoch), first_step)
 
     def _record_hardware(self, records: Records, assembly: Assembly, step: int) -> None:
-        """Journal what this start of the stage computes on, from `step` on."""
+        """Journal the hardware that this start of the stage runs on, from `step` on."""
         model, machine, execution = self.settings.model, assembly.hardware, assembly.model.execution
-        kernel = "masked"  # torch does not tell which it chooses with a mask
+        kernel = "masked"  # torch does not say which kernel it chooses with a mask
         if execution.document_end is None:
             heads = (model.num_attention_heads, model.num_key_value_heads)
             kernel = machine.attention_kernel(*heads, model.head_dim, self.settings.training.sequence_length)
@@ -225,5 +225,5 @@ class TrainingStage:
 
 
 def _failure_report(run: StageRun) -> Path:
-    """What is written of a step whose numbers are not finite."""
+    """The report on a step with a non-finite loss or gradient."""
     return run.reports / "failure.json"

@@ -34,34 +34,34 @@ class _Loss(nn.Module):
 
 
 class Step:
-    """Computes gradients and applies updates, in turns."""
+    """Computes gradients and applies updates, alternately."""
 
     def __init__(self, assembly: Assembly, scaler: torch.amp.GradScaler, gradient_clip: float) -> None:
         """
         Args:
-            assembly: model and optimizer, neither of which may get other tensors after the first step.
-            scaler: of fp16's loss.
-            gradient_clip: the largest norm of the gradient that is left as it is.
+            assembly: model and optimizer; their tensors must not be replaced after the first step.
+            scaler: loss scaling, for fp16.
+            gradient_clip: largest norm of the gradient.
         """
         self.model, self.optimizer, self.group = assembly.model, assembly.optimizer, assembly.group
         self.hardware, self.micro_batch = assembly.hardware, assembly.micro_batch
         self.scaler, self.gradient_clip = scaler, gradient_clip
         execution = self.model.execution
-        # a graph keeps its memory to itself: the plain model's validation would take as much again
+        # a graph does not share its memory: validation with the plain model would need as much again
         self._captures = self.hardware.captures and execution.kernels is not None
         self._averaged = self._average() if self.group.size > 1 and not execution.sharded else None
         self._warm_ups = 1 if self._averaged is None else _AVERAGED_WARM_UPS
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
 
     def gradient(self, batch: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Leave the gradient of `batch` with the parameters.
+        """Compute the gradient of `batch` into the parameters' `grad`.
 
         Args:
             batch: inputs and targets, (2, B, T) int64, in pinned memory if the device is a GPU.
-            seeds: of the dropout masks, (B,) int64, where numbers are to be zeroed.
+            seeds: of the dropout masks, (B,) int64, if there is dropout.
 
         Returns:
-            On the device: this process's mean loss, and the whole gradient's norm before it is clipped; good until
+            On the device: this process's mean loss, and the norm of the whole gradient before clipping; valid until
             the next call.
         """
         if self._captures and self._warm_ups == 0 and self._graphs is None:
@@ -74,13 +74,13 @@ class Step:
         return self._numbers
 
     def update(self, rate: float, skip: bool = False) -> None:
-        """Clip the gradient, step with learning rate `rate`, forget the gradient.
+        """Clip the gradient, step with learning rate `rate`, clear the gradient.
 
-        With `skip` no weight and no moment changes: fp16's loss scale, which is lowered, was too large.
+        With `skip` no weight and no moment changes: fp16's loss scale was too large, and is lowered.
         """
         self.optimizer.set_learning_rate(rate)
         if self._graphs is None:
-            if not skip:  # by itself the scaler skips only the part of the optimizer whose gradient overflowed
+            if not skip:  # the scaler alone would skip only the optimizer whose gradient overflowed
                 self._update()
             self.scaler.update()
             self.optimizer.zero_grad()
@@ -105,17 +105,17 @@ class Step:
     def _average(self) -> DistributedDataParallel:
         """The model's loss, with the gradient averaged over the group while it is computed."""
         if self.model.execution.compiled:
-            torch._dynamo.config.optimize_ddp = False  # it would cut up parts that are small enough
-        # gradients are accumulated on the stream it is created on; a step is never captured on the default one
+            torch._dynamo.config.optimize_ddp = False  # it would split graphs that are small enough already
+        # DDP accumulates gradients on the stream it is created on; a step is never captured on the default stream
         stream = torch.cuda.Stream() if self._captures else None  # type: ignore[no-untyped-call]
-        if stream is not None:  # the steps before the capture are taken on another, and torch would warn of it
+        if stream is not None:  # the steps before the capture run on another stream, which torch would warn about
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         with warnings.catch_warnings(), torch.cuda.stream(stream):
             warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for the buffers' part
             return DistributedDataParallel(_Loss(self.model), broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _averaging(self, is_last: bool) -> AbstractContextManager[None]:
-        """Average gradients over the group with the last micro-batch of a step, not with those before."""
+        """Average gradients over the group at the last micro-batch of a step only."""
         if self.model.execution.sharded:
             average_gradients(self.model, is_last)
         return nullcontext() if is_last or self._averaged is None else self._averaged.no_sync()
@@ -126,10 +126,10 @@ class Step:
             self.scaler.step(part)
 
     def _capture(self, batch: Tensor) -> None:
-        """Capture both halves; the steps before have allocated all that lasts, the moments too."""
+        """Capture both halves; the steps before have allocated everything that lasts, such as the moments."""
         self._batch = batch.to(self.hardware.device)
         graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        # other threads go on using the GPU: one writes checkpoints
+        # other threads keep using the GPU: one writes checkpoints
         with torch.cuda.graph(graphs[0], capture_error_mode="thread_local"):
             self._numbers = self._gradient(self._batch)
         with torch.cuda.graph(graphs[1], pool=graphs[0].pool(), capture_error_mode="thread_local"):

@@ -1,4 +1,4 @@
-"""How a stage is asked to stop: after the step that it is at."""
+"""How a stage is asked to stop: after its current step."""
 
 import signal
 from types import FrameType
@@ -10,7 +10,7 @@ class StopSignal:
     def __init__(self, second_kills: bool = True) -> None:
         """
         Args:
-            second_kills: not in a group, where torchrun's agent passes on a signal that all of it got already.
+            second_kills: False in a group, where torchrun's agent forwards a signal that every process has already.
         """
         self.second_kills = second_kills
         self.received: int | None = None

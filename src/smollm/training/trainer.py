@@ -1,6 +1,6 @@
-"""One loop for pretraining and finetuning alike: steps, and between them records, validation, samples, checkpoints.
+"""The training loop, the same for pretrain and finetune: steps, with records, validation, samples and checkpoints.
 
-The trainer writes to the journal and to the checkpoint store, and knows of nothing that reads either.
+The trainer writes to the journal and to the checkpoint store, and does not know what reads them.
 """
 
 import math
@@ -36,7 +36,7 @@ from smollm.training.step import Step
 from smollm.training.stop import StopSignal
 
 _STALLED = 5
-"""Validations in a row without a new best one, after which the user is told."""
+"""Validations in a row without a new best, after which a line says so."""
 
 
 class Trainer:
@@ -48,10 +48,10 @@ class Trainer:
         """
         Args:
             settings: of the stage.
-            data: what it reads.
-            assembly: what takes its steps.
-            records: where it writes.
-            first_step: steps done by the stages before; this one's begin at first_step + 1.
+            data: batches and held-out text.
+            assembly: model, optimizer and hardware.
+            records: journal, checkpoint store and log.
+            first_step: steps of the previous stages; this stage's begin at first_step + 1.
         """
         self.settings, self.data, self.assembly, self.records = settings, data, assembly, records
         self.first_step = first_step
@@ -80,7 +80,7 @@ class Trainer:
         return self.first_step + self.done
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`: this stage's own, or, at this one's beginning, the model of one of the stage before.
+        """Continue from `checkpoint`: one of this stage, or, at the start of this stage, one of the previous stage.
 
         Raises:
             CheckpointError: it belongs to another model or another kind of optimizer.
@@ -106,23 +106,23 @@ class Trainer:
             self.done, self.best = state.step - self.first_step, state.best
 
     def run(self, stop: StopSignal, progress: Progress, on_pace: Callable[[float], None] = lambda _: None) -> None:
-        """Train to the last step, or as long as patience lasts, measuring, sampling and saving on the way.
+        """Train to the last step, or until patience runs out, with validation, samples and checkpoints on the way.
 
         Args:
-            stop: says when to end early.
+            stop: asks to end early.
             progress: shown to the user.
-            on_pace: called once with the seconds that a step takes, after the first few.
+            on_pace: called once, after the first few steps, with the seconds that a step takes.
 
         Raises:
             Interrupted: `stop` was signalled; the step was finished and saved.
             NonFinite: a loss or gradient is not finite; the step was not taken.
-            TrainingError: a step takes more memory than the search for a micro-batch found.
+            TrainingError: a step runs out of memory, although the search for the micro-batch size did not.
             OSError: a checkpoint could not be written.
         """
         training = self.settings.training
         if not self._resumes:
             self._validate()
-            if self.step > 0:  # what another stage ended with may be the best of this one
+            if self.step > 0:  # the previous stage's state may turn out to be the best of this one
                 self._sample()
                 self._save()
         while not self._has_ended():
@@ -160,17 +160,17 @@ class Trainer:
             self.records.log(announce.stopped_early(self.settings.stage, self.best.since, self.best.step), self.step)
 
     def _has_ended(self) -> bool:
-        """Whether the last step is done, or as many validations as patience allows were no better than the best."""
+        """Whether the last step is done, or `patience` validations in a row brought no new best."""
         training = self.settings.training
         since = self.best.since if self.best else 0
         return self.done == self.settings.steps or since >= (training.patience or math.inf)
 
     def take_step(self, rate: float) -> tuple[float, float]:
-        """One optimizer step on the next batch; its loss and the gradient's norm before clipping.
+        """Take one optimizer step on the next batch; return its loss and the gradient's norm before clipping.
 
         Raises:
             NonFinite: either is not finite; the step is not taken.
-            TrainingError: fp16 overflows whatever the loss scale.
+            TrainingError: fp16 overflows at every loss scale.
         """
         step = self.step + 1
         seeds = self._reader.dropout_seeds(self.done + 1) if self.settings.training.dropout else None
@@ -196,11 +196,11 @@ class Trainer:
         return loss, norm
 
     def _averaged_weights(self) -> AbstractContextManager[None]:
-        """The model has the averaged weights meanwhile, if there are any: those that the stage exports."""
+        """Within it the model has the averaged weights, which the stage exports, if it keeps an average."""
         return nullcontext() if self._average is None else self._average.in_use()
 
     def _non_finite(self, step: int, what: str, **values: object) -> NonFinite:
-        """The error for numbers of `step` that are not finite."""
+        """The error for a non-finite loss, gradient or weight at `step`."""
         facts = {"precision": self.hardware.precision.value, "loss_scale": self.loss_scale.value()}
         return NonFinite(
             f"{self.settings.stage}: {what}; lower {self.settings.stage}.optimizer.lr",
@@ -234,9 +234,9 @@ class Trainer:
         )
 
     def _record_ranks(self, tokens_per_second: float) -> None:
-        """Journal how the processes of a group differ; validation, unlike a step, waits for no other rank.
+        """Journal the ranks' speeds during validation, which unlike a step waits for no other rank, and their memory.
 
-        Where weights are sharded it does, and all ranks are as fast as the slowest.
+        With sharded weights validation does wait, so speeds are left out.
         """
         if self.group.size == 1:
             return
