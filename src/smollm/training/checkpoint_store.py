@@ -30,7 +30,7 @@ class CheckpointStore:
         self._writing: Future[None] | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Copy `checkpoint` to host memory, and write the copy in the background; if it is sharded, every rank calls this.
+        """Copy `checkpoint` to host memory, and write the copy in the background; called by every rank if sharded.
 
         Raises:
             OSError: an earlier one could not be written.
