@@ -46,8 +46,24 @@ def assert_has_all(uri: str, project: Clone) -> None:
         names = {item.path for item in store.list_artifacts(run.info.run_id)}
         assert {"samples.json", "samples", "training_log.txt", "loss.svg", "run.json", "params.yaml"} <= names
         assert f"dvc.out.checkpoints/{stage}" in run.data.tags
+        assert_has_its_checkpoints(store, run, project)
     (version,) = store.search_model_versions("name = 'smollm'")
     assert version.run_id == by_stage["finetune"].info.run_id
+    assert store.get_model_version_by_alias("smollm", "best").version == version.version
+    assert store.get_logged_model(version.tags["logged_model"]).source_run_id == version.run_id
+
+
+def assert_has_its_checkpoints(store: mlflow.MlflowClient, run: mlflow.entities.Run, project: Clone) -> None:
+    """MLflow has a LoggedModel for each checkpoint that DVC keeps, with its validation."""
+    stage = run.data.tags["stage"]
+    metrics = project.json(f"reports/{stage}/metrics.json")
+    kept = {metrics["step"]: metrics["bits_per_byte"], metrics["best_step"]: metrics["best_bits_per_byte"]}
+    models = store.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    logged = {m.step: m.value for model in models for m in model.metrics if m.key == "validation/bits_per_byte"}
+    assert logged == kept
+    assert {output.step for output in run.outputs.model_outputs} == kept.keys()
+    for model in models:
+        assert project.json(f"{model.params['path']}/trainer_state.json")["step"] in kept
 
 
 def test_a_server_that_is_dead_from_the_start_costs_nothing(tmp_path: Path) -> None:
@@ -92,6 +108,34 @@ def test_a_server_that_answers_after_five_seconds_is_not_waited_for(tmp_path: Pa
             way.seconds = 0.0
             project.run("make", "sync", "VENV=", MLFLOW_TRACKING_URI=way.uri)
         assert_has_all(server.uri, project)
+
+
+def test_a_server_that_never_answers_holds_up_no_stage(tmp_path: Path) -> None:
+    project = project_in(tmp_path)
+    project.set({"tracking.finish_seconds": 2.0})
+    with mlflow_server(tmp_path / "server") as server:
+        server.start()
+        with slow_way(server.port) as way:
+            way.seconds = 3600.0
+            variables = {"MLFLOW_TRACKING_URI": way.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "36000"}
+            began = time.monotonic()
+            said = project.dvc("repro", **variables).stdout
+            assert time.monotonic() - began < 120
+    assert said.count("does not answer; training goes on") == len(STAGES)
+    assert said.count("no answer within tracking.finish_seconds (2)") == len(STAGES)
+    assert said.count("lacks part of this run; `make sync` sends it later") == len(STAGES)
+
+
+def test_an_mlruns_that_cannot_be_written_is_told_once_a_stage(tmp_path: Path) -> None:
+    project = project_in(tmp_path)
+    with small_disk(project.directory / "mlruns", 1024):
+        subprocess.run(["mount", "-o", "remount,ro", project.directory / "mlruns"], check=True)
+        began = time.monotonic()
+        said = project.dvc("repro").stdout
+        assert time.monotonic() - began < 120
+    assert said.count("does not answer; training goes on") == len(STAGES)
+    assert said.count("the outbox does not take it") == len(STAGES)
+    assert said.count("MLflow") == 2 * len(STAGES)
 
 
 def test_a_database_that_is_locked_gets_all_of_it_later(tmp_path: Path) -> None:

@@ -151,21 +151,17 @@ def test_files_of_another_user_are_told_with_the_command_that_mends_them(tmp_pat
     for path in (store.root, store.root / "mlflow.db"):
         path.chmod(0o755)
     program = (
-        "import os, sys; from pathlib import Path; from smollm.tracking.store import Store; os.setuid(65534)\n"
-        "store = Store.of(Path(sys.argv[1]))\n"
+        "import os; from pathlib import Path; from smollm.tracking.store import Store; os.setuid(65534)\n"
+        "store = Store.of(Path())\n"
         "try: store.client()\n"
         "except Exception as error: print(store.outage(error))\n"
     )
-    for parent in tmp_path.parents:
-        if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp/"):
-            parent.chmod(0o755)
-    command = [sys.executable, "-c", program, tmp_path]
-    said = subprocess.run(
-        command, env=environment() | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
-    ).stdout
+    variables = environment() | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True).stdout
     assert said == (
-        f"ERROR: MLflow (sqlite:///mlruns/mlflow.db) must answer, got PermissionError: [Errno 13] Permission denied: "
-        f"'{store.root}/.lock'; make {store.root} and all in it yours: sudo chown -R $(id -u) '{store.root}'\n"
+        "ERROR: MLflow (sqlite:///mlruns/mlflow.db) must answer, got PermissionError: [Errno 13] Permission denied: "
+        "'mlruns/.lock'; make mlruns and all in it yours: sudo chown -R $(id -u) 'mlruns'\n"
     )
 
 
