@@ -12,10 +12,10 @@ import pytest
 from support.corpus import CORPUS, END_OF_TEXT, TextSource, write_tokens
 from tokenizers import Tokenizer
 
-from smollm.corpus import encode, token_writer, tokenizer
+from smollm.corpus import tail, token_writer, tokenizer
 from smollm.corpus.document import Document
-from smollm.corpus.selection import SelectionCounts, Split, select, training_texts
-from smollm.corpus.tail import hold_out_tail
+from smollm.corpus.selection import SelectionCounts, Split, is_split_by_tail, select, training_texts
+from smollm.corpus.token_writer import Side
 from smollm.errors import CorpusError, user_error
 from smollm.state.tokens import as_plain_text, documents_of, open_tokens
 
@@ -133,12 +133,13 @@ def test_a_disk_that_is_full_when_the_text_is_cut_is_one_line(
 ) -> None:
     monkeypatch.setattr(token_writer, "file_digest", lambda *_: "")  # reading such a file has no end
 
-    def hold_out_on_a_full_disk(*arguments: Any) -> None:
+    def join_on_a_full_disk(*sides: Side) -> None:
+        join(*sides)
         (tmp_path / name).unlink()
         (tmp_path / name).symlink_to("/dev/full")
-        hold_out_tail(*arguments)
 
-    monkeypatch.setattr(encode, "hold_out_tail", hold_out_on_a_full_disk)
+    join = tail._join
+    monkeypatch.setattr(tail, "_join", join_on_a_full_disk)
     with pytest.raises(OSError) as full:
         write(tmp_path, {ONE_SIDED[0]: "fox " * words}, small_tokenizer)
     assert "the disk must have room" in str(user_error(full.value))
@@ -232,3 +233,46 @@ def test_no_text_is_one_clear_line(tmp_path: Path, small_tokenizer: Tokenizer) -
 def test_a_cap_below_the_first_document_is_one_clear_line(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     with pytest.raises(CorpusError, match=r"corpus\.max_megabytes must hold the first document \(file0"):
         write(tmp_path, DOCUMENTS, small_tokenizer, max_megabytes=1e-6)
+
+
+HELD_OUT = [key for key in (f"file{n}" for n in range(40)) if key not in ONE_SIDED]
+UNEQUAL = {
+    "a long one held out": {**DOCUMENTS, HELD_OUT[0]: "the quick brown fox jumps " * 400},
+    "a long one trained on": {**DOCUMENTS, ONE_SIDED[0]: "the quick brown fox jumps " * 4000},
+}
+
+
+@pytest.mark.parametrize("texts", UNEQUAL.values(), ids=UNEQUAL)
+def test_unequal_documents_are_split_at_the_end_of_all_of_them(
+    texts: dict[str, str], tmp_path: Path, small_tokenizer: Tokenizer
+) -> None:
+    manifest = write(tmp_path, texts, small_tokenizer)
+    assert manifest["split"].startswith("by tail: documents too few or too unequal")
+    total = manifest["train"]["tokens"] + manifest["validation"]["tokens"]
+    assert manifest["validation"]["tokens"] == int(0.3 * total)
+    assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == sum(len(t.encode()) for t in texts.values())
+    names, parts = [], []
+    for side in ("train", "validation"):
+        ids = open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])
+        offsets, keys = documents_of(tmp_path, side)
+        names += keys
+        ends = [*offsets[1:].tolist(), len(ids)]
+        for start, end in zip(offsets.tolist(), ends, strict=True):
+            parts.append(small_tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=False))
+    assert "".join(parts) == "".join(texts[key] + END_OF_TEXT for key in dict.fromkeys(names))
+    assert set(names) == set(texts)
+    assert len(names) - len(texts) in (0, 1), "one document may be cut"
+    learned = "".join(training_texts(TextSource(texts), CORPUS, 1.0))
+    assert "".join(texts[key] for key in dict.fromkeys(names)).startswith(learned)
+    assert learned
+    assert manifest["train"]["bytes"] == pytest.approx(len(learned.encode()), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("documents", "held_out", "is_by_tail"),
+    [(50, 50, False), (50, 24, True), (50, 201, True), (10_000, 24, False), (10_000, 0, True), (10_000, 1000, True)],
+)
+def test_the_split_is_by_document_where_that_is_fair_or_documents_are_many(
+    documents: int, held_out: int, is_by_tail: bool
+) -> None:
+    assert is_split_by_tail(documents, 1000 - held_out, held_out, 0.1) is is_by_tail

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from smollm.config.corpus import CorpusConfig
 from smollm.corpus.encoding_pool import encode_in_order, read_ahead
-from smollm.corpus.selection import Selected, SelectionCounts, Split, select
+from smollm.corpus.selection import Selected, SelectionCounts, Split, is_split_by_tail, select
 from smollm.corpus.source import Source
 from smollm.corpus.tail import hold_out_tail
 from smollm.corpus.token_writer import TokenWriter, forget_progress, is_row_of, listed_documents
@@ -29,7 +29,7 @@ from smollm.errors import CorpusError
 from smollm.state.files import file_digest, write_json
 from smollm.state.tokens import BY_DOCUMENT, TRAIN, VALIDATION, read_manifest, token_dtype, vocabulary_size
 
-BY_TAIL = "by tail: too few documents for a split by document"
+BY_TAIL = "by tail: documents too few or too unequal for a split by document"
 
 _BATCH_CHARACTERS = 250_000
 """A process gets so many at once."""
@@ -88,7 +88,8 @@ class Encoder:
         self._encode(remaining, writer, dtype, on_progress)
         if not train.documents + validation.documents:
             raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
-        is_by_tail = not train.documents or not validation.documents
+        documents = train.documents + validation.documents
+        is_by_tail = is_split_by_tail(documents, train.bytes, validation.bytes, self.corpus.validation_fraction)
         documents_sha256 = file_digest(writer.listing_path, "sha256")
         self.split.check_tail(source.stage, is_by_tail, documents_sha256, counts.shared)
         if is_by_tail:

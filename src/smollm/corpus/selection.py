@@ -1,6 +1,7 @@
 """Which documents of a corpus are kept, and on which side of the split each is."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from smollm.errors import CorpusError
 from smollm.state.tokens import TRAIN, VALIDATION
 
 _RECENT = 500_000
+
+_MANY_DOCUMENTS = 10_000
+"""So many are always split one by one: of them the held-out ones are a fair sample."""
 
 
 class Digests:
@@ -76,7 +80,7 @@ class Split:
 
         Args:
             stage: whose text it is.
-            is_by_tail: whether its tail is held out, for too few documents to split.
+            is_by_tail: whether its tail is held out, see `is_split_by_tail`.
             documents_sha256: digest of the list of its documents.
             shared: how many of them an earlier stage has.
 
@@ -86,8 +90,8 @@ class Split:
         if shared and (is_by_tail or self._split_by_tail) and documents_sha256 != self._split_by_tail:
             raise CorpusError(
                 f"params.yaml: corpus.{stage} must have the same documents as the stage before, or no common ones, "
-                f"where they are too few for a split by document, got {shared} common ones; choose other files, or "
-                "give both more documents"
+                "where those are too few or too unequal for a split by document, got "
+                f"{shared} common ones; choose other files, or give both more documents"
             )
         self._split_by_tail = documents_sha256 if is_by_tail else self._split_by_tail
 
@@ -149,31 +153,46 @@ def select(source: Source, corpus: CorpusConfig, split: Split, counts: Selection
         yield Selected(document, split.side(document))
 
 
+def is_split_by_tail(documents: int, train_bytes: int, validation_bytes: int, fraction: float) -> bool:
+    """Whether the tail of the text is to be held out, since its documents are no fair split of it.
+
+    So it is where few documents, or a long one among short ones, leave less than half of `fraction` on the held-out
+    side, or more than twice as much.
+    """
+    share = validation_bytes / max(1, train_bytes + validation_bytes)
+    is_unfair = documents < _MANY_DOCUMENTS and not fraction / 2 <= share <= 2 * fraction
+    return is_unfair or not train_bytes or not validation_bytes
+
+
 def training_texts(source: Source, corpus: CorpusConfig, max_megabytes: float) -> Iterator[str]:
     """Yield text that is trained on, up to `max_megabytes`: a tokenizer may learn from it.
 
-    Where all documents, being few, are on one side, the tail of the text is held out, as `Encoder.write` does, and is
-    left out here too.
+    Where the tail of the text is held out, see `is_split_by_tail`, that is left out here too.
     """
+    fraction = corpus.validation_fraction
     sizes = {TRAIN: 0, VALIDATION: 0}
-    for selected in select(source, corpus, Split(corpus.validation_fraction), SelectionCounts()):
+    count = 0
+    for selected in select(source, corpus, Split(fraction), SelectionCounts()):
         sizes[selected.side] += selected.document.size
-        if all(sizes.values()):
+        count += 1
+        if count >= _MANY_DOCUMENTS and all(sizes.values()):
             break
-    is_by_tail = not all(sizes.values())
-    split = Split(0 if is_by_tail else corpus.validation_fraction)
-    documents = select(source, corpus, split, SelectionCounts())
-    texts: Iterator[str] = (
-        part for selected in documents if selected.side == TRAIN for part in selected.document.parts()
-    )
-    if is_by_tail:
-        texts = _beginning(texts, int((1 - corpus.validation_fraction) * sum(sizes.values())))
+    texts = _parts_of(TRAIN, source, corpus)
+    if is_split_by_tail(count, sizes[TRAIN], sizes[VALIDATION], fraction):
+        everything = itertools.chain(texts, _parts_of(VALIDATION, source, corpus))
+        texts = _beginning(everything, int((1 - fraction) * sum(sizes.values())))
     size = 0
     for text in texts:
         if size and size + len(text.encode()) > max_megabytes * 1e6:
             return
         size += len(text.encode())
         yield text
+
+
+def _parts_of(side: str, source: Source, corpus: CorpusConfig) -> Iterator[str]:
+    for selected in select(source, corpus, Split(corpus.validation_fraction), SelectionCounts()):
+        if selected.side == side:
+            yield from selected.document.parts()
 
 
 def _beginning(texts: Iterable[str], size: int) -> Iterator[str]:

@@ -1,6 +1,7 @@
-"""Holds out the end of a text whose documents are all on one side of the split."""
+"""Holds out the end of a text whose documents are too few, or too unequal, to be split one by one."""
 
 import os
+import shutil
 
 import numpy as np
 
@@ -8,11 +9,11 @@ from smollm.corpus.token_writer import Side
 
 
 def hold_out_tail(train: Side, validation: Side, fraction: float) -> None:
-    """Move the last `fraction` of the tokens to `validation`; one of the two sides has no document."""
-    if not train.documents:
-        validation.tokens_path.replace(train.tokens_path)
-        validation.offsets_path.replace(train.offsets_path)
-        train.documents, train.bytes, train.tokens = validation.documents, validation.bytes, validation.tokens
+    """Join both sides, documents of `train` first, and move the last `fraction` of all tokens to `validation`.
+
+    The document that is cut is on both sides.
+    """
+    _join(train, validation)
     held_out = max(1, int(train.tokens * fraction))
     kept = train.tokens - held_out
     bytes_per_token = train.bytes / train.tokens
@@ -26,3 +27,14 @@ def hold_out_tail(train: Side, validation: Side, fraction: float) -> None:
     train.documents, validation.documents = int((offsets < kept).sum()), 1 + len(following)
     validation.tokens, validation.bytes = held_out, round(held_out * bytes_per_token)
     train.tokens, train.bytes = kept, train.bytes - validation.bytes
+
+
+def _join(train: Side, validation: Side) -> None:
+    """Append the documents of `validation` to those of `train`."""
+    with train.tokens_path.open("ab") as joined, validation.tokens_path.open("rb") as appended:
+        shutil.copyfileobj(appended, joined, 1 << 20)
+    with train.offsets_path.open("ab") as joined:
+        joined.write((np.fromfile(validation.offsets_path, np.uint64) + np.uint64(train.tokens)).tobytes())
+    train.documents += validation.documents
+    train.bytes += validation.bytes
+    train.tokens += validation.tokens

@@ -59,11 +59,14 @@ def documents_table(directory: Path) -> Iterator[pd.DataFrame]:
 def documents_of(directory: Path, side: str) -> tuple[NDArray[np.uint64], list[str]]:
     """Where each document of a side's token file begins, and the document's name."""
     offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64)
-    is_cut = str(read_manifest(directory)["split"]) != BY_DOCUMENT
-    tables = documents_table(directory)
-    names = [key for table in tables for key in table["key"][is_cut | (table["split"] == side)]]
-    # of a text that was cut at its end, the document that was cut is on both sides
-    return offsets, names[: len(offsets)] if side == TRAIN else names[-len(offsets) :]
+    names: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
+    for table in documents_table(directory):
+        for split, keys in table.groupby("split")["key"]:
+            names[str(split)] += keys.tolist()
+    if str(read_manifest(directory)["split"]) == BY_DOCUMENT:
+        return offsets, names[side]
+    joined = names[TRAIN] + names[VALIDATION]  # cut at its end; the document that was cut is on both sides
+    return offsets, joined[: len(offsets)] if side == TRAIN else joined[-len(offsets) :]
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
