@@ -14,14 +14,14 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export VIRTUAL_ENV := $(abspath $(VENV))
 endif
 export PYTHONPATH := src$(if $(PYTHONPATH),:$(PYTHONPATH))
-# two files of tests at a time; the tests of a file share what they have run
-# (in alphabetical order: the files of few and long tests would else come last)
+# two files of tests at a time, since the tests of a file share fixtures; alphabetically, since xdist would start
+# the files with few, long tests last
 PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test test-slow coverage bench check ui compare data push sync drop
 
-help:  ## this list
+help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(ready)  ## make .venv and install requirements.lock
@@ -48,13 +48,13 @@ else
 	@echo "params.yaml now holds preset $(PRESET); back to the full model: make repro PRESET=smollm-135m"
 endif
 
-test: $(ready)  ## the fast tests (minutes)
+test: $(ready)  ## run the fast tests (minutes)
 	@python3 -m $(PYTEST) -m "not slow"
 
-test-slow: $(ready)  ## the long tests
+test-slow: $(ready)  ## run the slow tests (up to half an hour)
 	@python3 -m $(PYTEST) -m slow
 
-coverage: $(ready)  ## which lines of src/smollm no test runs (both sets of tests)
+coverage: $(ready)  ## run all tests, and list the lines of src/smollm that none of them reaches
 	@python3 -m coverage erase
 	@python3 -m coverage run -m $(PYTEST)
 	@python3 -m coverage combine --quiet
@@ -63,18 +63,18 @@ coverage: $(ready)  ## which lines of src/smollm no test runs (both sets of test
 bench: $(ready)  ## time training steps beside transformers' (minutes; ARGS="--shapes 32x2048")
 	@python3 benchmarks/training_step.py $(ARGS)
 
-check: $(ready)  ## ruff and mypy
+check: $(ready)  ## run ruff and mypy
 	@ruff check .
 	@ruff format --check .
 	@mypy src stages
 
-ui: $(ready)  ## MLflow's pages, on port 5000 of this machine (ARGS="--port 5001")
+ui: $(ready)  ## open MLflow's UI on port 5000 of this machine (ARGS="--port 5001")
 	@python3 -m smollm.tracking.ui $(ARGS)
 
-compare: $(ready)  ## a table of all runs (ARGS="--sort bits_per_byte --csv runs.csv")
+compare: $(ready)  ## print a table of all runs (ARGS="--sort bits_per_byte --csv runs.csv")
 	@python3 -m smollm.tracking.compare $(ARGS)
 
-data: $(ready)  ## what the text is: counts, sources, some documents (ARGS="--seed 1")
+data: $(ready)  ## show the text: counts, sources, some documents (ARGS="--seed 1")
 	@python3 -m smollm.corpus.describe $(ARGS)
 
 push: $(ready)  ## copy checkpoints, models and data to the DVC remote
@@ -83,5 +83,5 @@ push: $(ready)  ## copy checkpoints, models and data to the DVC remote
 drop: $(ready)  ## remove a state that was kept after an edit (STATE=pretrain/..., as `make repro` names it)
 	@python3 -m smollm.operate.tidy $(or $(STATE),$(error make drop wants STATE=..., the name of a folder below .resume/))
 
-sync: $(ready)  ## send MLflow what it missed while it did not answer
+sync: $(ready)  ## send to MLflow what it missed while it did not answer
 	@python3 -m smollm.tracking.outbox

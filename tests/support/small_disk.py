@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+_MOST_BYTES = 256 * 2**20
+
 
 @contextmanager
 def small_disk(directory: Path, kilobytes: int) -> Iterator[None]:
@@ -23,7 +25,8 @@ def small_disk(directory: Path, kilobytes: int) -> Iterator[None]:
 
 
 def fill(path: Path) -> None:
-    """Write to `path` until the disk is full."""
+    """Write to `path` until the disk is full, which must be a small one."""
     with path.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
+        while file.tell() < _MOST_BYTES:
             file.write(b"\0" * 4096)
+        pytest.fail(f"{path} is on a large disk")

@@ -21,14 +21,16 @@ from torch.distributed.rendezvous import rendezvous
 T = TypeVar("T")
 
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
-"""How long a process waits for the others to start."""
+"""How long a rank waits for the others to start."""
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for a rank that computes, or sits on a machine that is gone."""
+"""How long a collective waits for a rank that is busy, or whose machine is gone."""
 
 
 @dataclass(frozen=True)
 class Group:
+    """This process's place among those that train together, and how it talks to them."""
+
     rank: int
     size: int
     local_rank: int = 0
@@ -70,7 +72,7 @@ class Group:
     def close(self) -> None:
         """Leave the group. CUDA graphs that contain collectives must have been released before."""
         if self.size > 1:
-            gc.collect()  # NCCL waits for ever for the end of a graph with a collective in it
+            gc.collect()  # NCCL waits forever for a graph with a collective in it
             distributed.destroy_process_group()
 
     def announce(self, report: str, seconds: float) -> str:
@@ -141,7 +143,7 @@ class Group:
         return values
 
     def local_slice(self, items: int) -> slice:
-        """Which of `items` this rank computes: consecutive ones, dealt out as evenly as possible."""
+        """The consecutive `items` that this rank computes: as many on every rank, but for the last ones."""
         each = -(-items // self.size)
         return slice(self.rank * each, (self.rank + 1) * each)
 

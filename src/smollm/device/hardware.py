@@ -1,4 +1,4 @@
-"""Device, precision and compilation: chosen by itself, or as `runtime` says."""
+"""Device, precision and compilation: chosen automatically, or as `runtime` says."""
 
 import math
 import platform
@@ -42,7 +42,7 @@ class Hardware:
 
     @property
     def captures(self) -> bool:
-        """Whether work that repeats is captured as a CUDA graph, so that the GPU need not wait to be told of it."""
+        """Whether repeated work is captured as a CUDA graph, so that the GPU need not wait for Python to launch it."""
         return self.compile and self.device.type == "cuda"
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -50,14 +50,14 @@ class Hardware:
         return torch.autocast(self.device.type, self.dtype, enabled=self.precision in _HALF_DTYPES)
 
     def synchronize(self) -> None:
-        """Wait for the device to have done what it was given."""
+        """Wait until the device has finished its queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
     def product_rate(self) -> float:
-        """The rate of one large matrix product in `dtype`, in FLOP/s: the best of a few."""
+        """FLOP/s of a large matrix product in `dtype`: the best of a few."""
         size = 2048 if self.device.type == "cpu" else 4096
         matrix = torch.randn(size, size, device=self.device, dtype=self.dtype)
         best = math.inf
@@ -97,7 +97,7 @@ class Hardware:
 
 
 def seconds_since_start() -> float:
-    """Seconds that this process has lived, imports included."""
+    """Seconds since this process started, imports included."""
     return time.time() - psutil.Process().create_time()
 
 
@@ -123,10 +123,10 @@ def choose(runtime: RuntimeConfig, steps: int | None = None) -> Hardware:
 
 
 def count_processes(runtime: RuntimeConfig, sequences: int) -> int:
-    """How many processes this machine gets: one a GPU, as far as the sequences of a step can be dealt out evenly.
+    """How many processes to start on this machine: as `runtime` says, or one per GPU, if they divide `sequences`.
 
     Raises:
-        TrainingError: there are not as many GPUs as are wanted.
+        TrainingError: if more are wanted than there are GPUs.
     """
     is_gpu = takes_gpus(runtime)
     gpus = torch.cuda.device_count() if is_gpu else 0
@@ -152,7 +152,7 @@ def takes_gpus(runtime: RuntimeConfig) -> bool:
 
 
 def _compiler_exists() -> bool:
-    """torch.compile turns code for the CPU into C++."""
+    """Whether there is a C++ compiler, which torch.compile needs on a CPU."""
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
@@ -188,11 +188,11 @@ def _choose_precision(wanted: Auto | Precision, device: torch.device) -> Precisi
 
 
 def _has_bf16_products() -> bool:
-    """Whether the CPU multiplies bf16 numbers itself; emulated, they are slower than float32."""
+    """Whether the CPU has bf16 instructions; emulated, bf16 is slower than float32."""
     return any(_cpu_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _cpu_capabilities() -> dict[str, object]:
-    """What torch knows of the CPU; nothing where this torch has no such question."""
+    """What torch knows about the CPU; empty where this torch cannot tell."""
     ask = getattr(torch.cpu, "get_capabilities", dict)
     return dict(ask())

@@ -1,8 +1,7 @@
-"""Random state: every use of chance has a generator of its own, keyed by what it is for.
+"""Seeds: every use of random numbers has an RNG of its own, seeded by its purpose.
 
-Nothing draws from a global generator while training, so there is no hidden position in a stream
-of random numbers to save: weights depend on the seed, a batch on (seed, stage, step), a sample on
-(seed, stage, step). What libraries might draw from is seeded all the same.
+Nothing draws from a global RNG while training, so no checkpoint needs to hold the state of one: weights depend on the
+seed, a batch and a sample on (seed, stage, step). The global RNGs that libraries might use are seeded all the same.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ import torch
 
 
 def key(seed: int, *purpose: str | int) -> int:
-    """A 63-bit number that belongs to `seed` and this purpose alone."""
+    """A 63-bit seed for one purpose, derived from `seed`."""
     text = "\0".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -1,6 +1,6 @@
-"""What training would take on this machine, found out before it takes it: hours, disk, and rows of the embedding.
+"""Checks before training: does it end in time, do its checkpoints fit the disk, does the tokenizer fit the model?
 
-It refuses or lets pass, and changes nothing that is computed.
+They refuse or let pass, and change nothing that is computed.
 """
 
 import shutil
@@ -21,41 +21,41 @@ if TYPE_CHECKING:
     from smollm.device.hardware import Hardware
 
 _SLOWEST = 1e10
-"""FLOP/s of a machine so slow that there is none: what ends in time on it needs no measuring."""
+"""FLOP/s, below those of any machine in use: what ends in time at this rate need not be measured."""
 
 _BUSY = 2.0
-"""How much faster a machine may be than it was measured while it did something else."""
+"""How much faster a machine may be than measured, if it was busy with something else."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """Whether one training stage ends within `runtime.max_hours`."""
+    """Checks one training stage against `runtime.max_hours` and the disk."""
 
     stage: str
     model: ModelConfig
     training: TrainingConfig
     max_hours: float
     presets: Path
-    """The folder of the presets, one of which may fit instead."""
+    """The folder of presets, one of which may fit instead."""
 
     @property
     def step_flops(self) -> float:
         return _step_flops(self.model, self.training)
 
     def is_short(self, steps: int) -> bool:
-        """Whether `steps` steps end in time on any machine."""
+        """Whether `steps` steps end in time even on the slowest machine."""
         return self.step_flops * steps / _SLOWEST <= 3600 * self.max_hours
 
     def check_bound(self, steps: int, hardware: "Hardware", processes: int) -> None:
-        """Refuse `steps` steps that would take too long if they were matrix products alone.
+        """Refuse `steps` steps that take too long even if a step is nothing but matrix products.
 
         Args:
-            steps: that are left.
+            steps: still to be taken.
             hardware: of one process.
-            processes: that share a step.
+            processes: how many share a step.
 
         Raises:
-            TrainingError: they would.
+            TrainingError: if they take too long.
         """
         if not self.is_short(steps):
             rate = _BUSY * hardware.product_rate() * processes
@@ -65,22 +65,22 @@ class Preflight:
             )
 
     def check_pace(self, steps: int, seconds: float) -> None:
-        """Refuse `steps` steps of so many seconds each, as measured.
+        """Refuse `steps` steps that take too long at the measured `seconds` a step.
 
         Raises:
-            TrainingError: they take too long.
+            TrainingError: if they do.
         """
         self._check(steps, seconds, "about", f"{seconds:,.2f} s a step")
 
     def check_disk(self, checkpoints: Path, keep: int) -> None:
-        """Refuse a disk without room for the checkpoints that are kept, the best one, and the one being written.
+        """Refuse a disk too small for the checkpoints that are kept, the best one, and the one being written.
 
         Args:
-            checkpoints: the folder they are written to; those that are there count.
+            checkpoints: the folder they are written to; those already there count.
             keep: how many of the newest are kept.
 
         Raises:
-            StorageError: there is less room.
+            StorageError: if there is less room.
         """
         size = checkpoint_bytes(self.model, self.training)
         there = sum(file.stat().st_size for file in checkpoints.glob("step-*/*"))
@@ -110,7 +110,7 @@ class Preflight:
         )
 
     def _fitting_preset(self, rate: float) -> str | None:
-        """The preset with the most work that `rate` FLOP/s do in time."""
+        """The largest preset that ends in time at `rate` FLOP/s, if any does."""
         hours: dict[str, float] = {}
         for path in self.presets.glob("*.yaml"):
             try:
@@ -119,7 +119,7 @@ class Preflight:
                 continue
             training = _training(config, self.stage)
             if config.corpus.pretrain.source is CorpusSource.FILES or training.steps is None:
-                continue  # wants a text that may not be there
+                continue  # needs a text that may be missing
             hours[path.stem] = _step_flops(config.model, training) * training.steps / rate / 3600
         fitting = {name: value for name, value in hours.items() if value <= self.max_hours}
         return max(fitting, key=lambda name: fitting[name], default=None)
@@ -128,11 +128,11 @@ class Preflight:
 def refuse_endless(workspace: Workspace) -> None:
     """Refuse, before the text is read, training that cannot end in time on this machine.
 
-    A stage whose result DVC has for these params may not run at all, and one whose device is not here
-    will not: they are left to their own check.
+    Stages that DVC may not need to run for these params, and stages whose device is missing, are checked at their
+    own start instead.
 
     Raises:
-        TrainingError: a training stage cannot.
+        TrainingError: if a training stage cannot end in time.
     """
     config = load(workspace.directory / "params.yaml")
     for stage in ("pretrain", "finetune"):
@@ -142,7 +142,10 @@ def refuse_endless(workspace: Workspace) -> None:
             continue  # epochs of a text that is still to be read; the stage's own start checks them
         if limit.is_short(training.steps) or workspace.recorded_params(stage) == workspace.params(stage):
             continue
-        from smollm.device.hardware import choose, count_processes  # bring torch, which a short one does not need here
+        from smollm.device.hardware import (
+            choose,
+            count_processes,
+        )  # imports torch, which takes seconds
 
         try:
             hardware, processes = choose(config.runtime), count_processes(config.runtime, training.sequences_per_step)
@@ -152,10 +155,10 @@ def refuse_endless(workspace: Workspace) -> None:
 
 
 def check_vocabulary(tokens: int, model: ModelConfig) -> None:
-    """Refuse a tokenizer of more `tokens` than the model has a row for in its embedding.
+    """Refuse a tokenizer with more `tokens` than the model's embedding has rows.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: if it has.
     """
     if tokens > model.vocab_size:
         raise ConfigError(
@@ -165,7 +168,7 @@ def check_vocabulary(tokens: int, model: ModelConfig) -> None:
 
 
 def checkpoint_bytes(model: ModelConfig, training: TrainingConfig) -> int:
-    """Size of a checkpoint: in float32 the weights, two moments (with Muon one of the hidden matrices), the average."""
+    """Size of a checkpoint in float32: weights, two moments of each (one of Muon's matrices), and the average."""
     parameters = parameter_count(model)
     outside = replace(model, num_hidden_layers=0)
     norms = 2 * model.num_hidden_layers * model.hidden_size

@@ -31,6 +31,9 @@ REPORT = "report.json"
 _GRACE_SECONDS = 5
 """How long a process may take to end by itself once it knows that the group is ending."""
 
+_CLOSE_SECONDS = 60
+"""How long a rank that is done may take to leave the group."""
+
 _RANK_ZERO_SECONDS, _RANK_ZERO_SAVING_SECONDS = 90.0, 600.0
 """How long a failed rank lets rank 0, which tells MLflow and may save first, report the same error."""
 
@@ -52,6 +55,10 @@ def run_worker(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
             watch.report(expected)
         _fail(f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
     watch.is_ending.set()
+    # all outputs are published, and NCCL may wait for a peer that has died meanwhile
+    timer = threading.Timer(_CLOSE_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
     group.close()
 
 
