@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ _UMASK = _umask()  # once, while there is one thread: it can only be read by set
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by a file with this text; a reader, or a kill, sees the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with disk_errors(path), draft.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
@@ -98,7 +99,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def replace_directory(source: Path, target: Path) -> None:
     """Make the directory `target` hold the files of `source`, linked where possible."""
-    if target.exists():
+    with suppress(FileNotFoundError):
+        target.lstat()
         shutil.rmtree(target)
     for file in sorted(source.rglob("*")):
         if file.is_file():

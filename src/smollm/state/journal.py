@@ -45,9 +45,11 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     Raises:
         StateError: a line is damaged.
     """
-    if not path.exists():
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
         return
-    with disk_errors(path), path.open("rb") as file:
+    with file, disk_errors(path):
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):

@@ -47,7 +47,8 @@ class SavedState:
     @property
     def holds_work(self) -> bool:
         """Whether there is anything to go on with; records alone are not."""
-        return self.is_complete or any(self.directory.glob("checkpoints/step-*"))
+        checkpoints = (path.name for path in _entries(self.directory / "checkpoints"))
+        return self.is_complete or any(name.startswith("step-") for name in checkpoints)
 
     @property
     def last_used(self) -> float:
@@ -77,8 +78,10 @@ class SavedState:
 
 def saved_states(workspace: Workspace) -> Iterator[SavedState]:
     """All states of the repository."""
-    for directory in sorted((workspace.root / ".resume").glob("*/[!.]*")):
-        yield SavedState(directory.parent.name, directory)
+    for stage in _entries(workspace.root / ".resume"):
+        for directory in _entries(stage):
+            if not directory.name.startswith("."):
+                yield SavedState(stage.name, directory)
 
 
 def abandoned_states(workspace: Workspace, stage: str, current: Path | None) -> list[SavedState]:
@@ -145,6 +148,14 @@ def remove(state: SavedState, on_removal: Callable[[Path], None]) -> bool:
             shutil.rmtree(grave, ignore_errors=True)
             return True
     return False
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What a folder holds, nothing where it is none; one that cannot be read raises, where glob would find it empty."""
+    try:
+        return sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _remove_if_possible(state: SavedState, on_removal: Callable[[Path], None]) -> None:

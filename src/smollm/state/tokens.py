@@ -29,7 +29,8 @@ def open_tokens(path: Path, dtype: str) -> Tokens:
     """Map a token file into memory, read-only; its pages are loaded as they are used."""
     if path.stat().st_size == 0:
         return np.empty(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r")
+    with path.open("rb") as file:
+        return np.memmap(file, dtype=dtype, mode="r")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Workspace:
     @property
     def name(self) -> str:
         """Its path from the repository, which stays the same when both are moved or copied: ``.`` but for DVC's own."""
-        return os.path.relpath(self.directory.resolve(), self.root.resolve())
+        return os.path.relpath(os.path.realpath(self.directory), os.path.realpath(self.root))
 
     def inputs(self, name: str) -> dict[str, str | None]:
         """The digest of each of the stage's dependencies, by path."""
