@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.clone import Clone
 from support.mlflow_runs import client, runs, steps
+from support.no_locks import no_locks
 from support.small_disk import fill, small_disk
 from support.training_runs import assert_equals_undisturbed, clone, exact_outputs, last_step, undisturbed, wait_for_step
 
@@ -165,6 +166,23 @@ def test_a_lock_of_dvcs_held_by_a_stranger_is_said_by_dvc(tmp_path: Path) -> Non
     assert str(path) in said.stdout
     path.unlink()
     assert project.repro() == ["tokenize", "pretrain", "finetune"]
+
+
+@pytest.mark.slow
+def test_a_file_system_without_locks_is_worked_on(tmp_path: Path) -> None:
+    """kill -9 included; DVC has a setting of its own for such a file system."""
+    project = clone(tmp_path / "project", pretrain=60, finetune=8)
+    project.dvc("config", "--local", "core.hardlink_lock", "true")
+    preload = no_locks(tmp_path)
+    with project.start(LD_PRELOAD=preload) as process:
+        wait_for_step(project, process, 12)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    output = project.dvc("repro", LD_PRELOAD=preload).stdout
+    assert output.count("pretrain: the file system of ") == 1
+    assert ".resume has no file locks (No locks available): do not run it on two machines at once" in output
+    assert "resumed from step " in output
+    assert_equals_undisturbed(project, pretrain=60, finetune=8)
 
 
 def edit_param(project: Clone) -> None:
