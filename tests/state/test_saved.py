@@ -65,6 +65,20 @@ def test_an_abandoned_state_without_work_is_removed_and_told_of(workspace: Works
     assert first.fingerprint in said[0]
 
 
+@pytest.mark.parametrize("work", ["checkpoints/step-00000001/model", "data/tokens/pretrain/train.bin"])
+def test_what_a_stage_can_go_on_from_is_worth_keeping_and_a_torn_piece_is_not(work: str, workspace: Workspace) -> None:
+    with state(workspace) as first:
+        torn = first.directory / Path(work).parts[0] / ".torn.tmp"
+        torn.parent.mkdir()
+        torn.touch()
+        assert not SavedState("train", first.directory).holds_work
+        (first.directory / work).parent.mkdir(parents=True)
+        (first.directory / work).touch()
+    edit(workspace, 2)
+    with state(workspace) as second:
+        assert [kept.directory for kept in second.abandoned()] == [first.directory]
+
+
 def test_a_state_says_what_it_holds(workspace: Workspace) -> None:
     live = train(workspace, step=4000, size=10**6)
     kept = SavedState("train", live.directory)

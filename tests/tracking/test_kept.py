@@ -49,4 +49,4 @@ def test_the_line_stays_one_line_however_much_was_edited(tmp_path: Path) -> None
 def test_a_state_without_a_version_is_named_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "pretrain" / "0123").mkdir(parents=True)
     line = kept_line(SavedState("pretrain", tmp_path / "pretrain" / "0123"), {}, NOW)
-    assert line.startswith("pretrain: keeping .resume/pretrain/0123 (at step 0, 0.0 MB); undo")
+    assert line.startswith("pretrain: keeping .resume/pretrain/0123 (unfinished, 0.0 MB); undo")

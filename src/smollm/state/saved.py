@@ -20,6 +20,9 @@ from smollm.state.workspace import Workspace
 VERSION = "version.json"
 """File of a state: the stage's command, inputs and params that its fingerprint stands for."""
 
+_WORK = ("checkpoints", "data")
+"""Folders of a state that hold what a stage goes on from: what training has learned, what tokenize has encoded."""
+
 KEPT = 2
 """Abandoned states of a stage that stay when it has finished with another fingerprint, the newest ones."""
 
@@ -47,8 +50,8 @@ class SavedState:
     @property
     def holds_work(self) -> bool:
         """Whether there is anything to go on with; records alone are not."""
-        checkpoints = (path.name for path in _entries(self.directory / "checkpoints"))
-        return self.is_complete or any(name.startswith("step-") for name in checkpoints)
+        made = (path for folder in _WORK for path in _entries(self.directory / folder))
+        return self.is_complete or any(not path.name.startswith(".") for path in made)
 
     @property
     def last_used(self) -> float:

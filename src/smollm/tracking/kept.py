@@ -26,7 +26,7 @@ def kept_line(state: SavedState, inputs: dict[str, str | None], params: dict[str
     shown = [_shortened(edit) for edit in edits[:_NAMED]]
     shown += [f"{len(edits) - _NAMED} more"] if len(edits) > _NAMED else []
     which = f", which has {', '.join(shown)}" if shown else ""
-    done = "finished" if state.is_complete else f"at step {state.step}"
+    done = "finished" if state.is_complete else f"at step {step}" if (step := state.step) else "unfinished"
     return (
         f"{state.stage}: keeping .resume/{state.name} ({done}, {format_bytes(state.bytes)}){which}; undo the edit (or "
         f"`git checkout` its commit) and `dvc repro` goes on with it; `make drop STATE={state.name}` removes it"
