@@ -15,15 +15,15 @@ def _check_environment() -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(
-            f"ERROR: {sys.executable} must have the packages of requirements.lock, got none named "
+            f"ERROR: {sys.executable} must have the packages of requirements.lock, but lacks "
             f"{', '.join(missing)}; run `make setup`, then `. .venv/bin/activate`"
         )
-    found = importlib.util.find_spec("smollm")
+    package = importlib.util.find_spec("smollm")
     expected = WORKSPACE / "src" / "smollm" / "__init__.py"
-    if found is None or found.origin is None or Path(found.origin).resolve() != expected:
+    if package is None or package.origin is None or Path(package.origin).resolve() != expected:
         sys.exit(
             f"ERROR: PYTHONPATH must lead to this workspace's own {expected.parent}, got "
-            f"{found and found.origin}; run the stage with `dvc repro`"
+            f"{package and package.origin}; run the stage with `dvc repro`"
         )
 
 

@@ -1,4 +1,4 @@
-"""What all stages have in common: begin, resume, publish outputs and reports, end.
+"""What all stages do: begin or resume, work, publish outputs and reports, end.
 
 Imported by `corpus` and `training`.
 """

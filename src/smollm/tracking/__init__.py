@@ -1,6 +1,10 @@
 """What people see of a run: MLflow, the terminal, comparison tables. The only package that imports mlflow.
 
-An observer: nothing here may change an output, so no stage depends on it in dvc.yaml. MLflow is fed from the journal
-and never waited for: a `Delivery` records how much MLflow has acknowledged and sends the rest; while MLflow does not
-answer, training goes on and the rest is sent later, by the same stage, the next one, or `make sync`.
+An observer: nothing here may change an output, so no stage depends on it in dvc.yaml.
+
+- What is said: `announce` and `summary` have the lines, `console` prints them.
+- What MLflow gets: `observer` describes a stage's run, `tracker` sends it from a thread while the stage runs. A
+  `delivery` is the run's folder with what MLflow has acknowledged; `upload` sends the rest; while MLflow does not
+  answer, training continues, and what is missing waits in the `outbox` for the next stage or `make sync`.
+- What people ask for: `compare` (`make compare`) and `ui` (`make ui`).
 """

@@ -139,5 +139,9 @@ def start_is_best(stage: str, start: float, last: float) -> str:
     )
 
 
+def run_incomplete(error: Exception) -> str:
+    return f"MLflow lacks the tags and files of this run's end: {error}"
+
+
 def checkpoint_damaged(error: Exception) -> str:
     return f"{error}; going back to the checkpoint before it"

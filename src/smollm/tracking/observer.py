@@ -19,7 +19,7 @@ from smollm.tracking.checkpoints import kept_checkpoints
 from smollm.tracking.console import say
 from smollm.tracking.kept import kept_line
 from smollm.tracking.run_name import run_name
-from smollm.tracking.run_record import Dataset, Description, Ending, Version
+from smollm.tracking.run_record import Checkpoint, Dataset, Description, Ending, Version
 from smollm.tracking.store import Store
 from smollm.tracking.tracker import Tracker
 
@@ -86,23 +86,31 @@ class StageObserver:
             artifacts: files to upload, by their path in MLflow.
             registered_model: name in MLflow's registry that gets a version for the stage's model.
         """
+        try:
+            files, ending = self._ending(registered_model)
+        except OSError as error:  # is no reason to fail a stage whose outputs are published
+            say(f"{self.stage}: {announce.run_incomplete(error)}")
+            files, ending = {}, Ending("FINISHED", time.time())
+        self.tracker.end(ending, {**artifacts, **files})
+
+    def _ending(self, registered_model: str | None) -> tuple[dict[str, Path], Ending]:
+        """What is known of a finished run, and the files that describe it, by their path in MLflow."""
         # a run that was continued belongs to the experiment that finished it
         name = {"mlflow.runName": run_name(self.stage, self.workspace)}
         tags = self._output_tags() | provenance.dvc_state() | name
         environment = self.state.directory / "environment.json"
         write_json(environment, provenance.environment())
-        artifacts = {**artifacts, "params.yaml": self._params, "environment.json": environment}
+        files = {"params.yaml": self._params, "environment.json": environment}
         metrics = self._metrics()
-        checkpoints = []
+        checkpoints: list[Checkpoint] = []
         if "best_step" in metrics:
             tags["corpus"] = metrics["corpus"]
-            checkpoints = list(kept_checkpoints(self.stage, self.state.journal.records(), metrics, tags))
+            checkpoints += kept_checkpoints(self.stage, self.state.journal.records(), metrics, tags)
         version = None
         if registered_model is not None:
-            pointer = self.state.directory / "pointer.json"
-            artifacts["model/pointer.json"] = pointer
-            version = self._version(registered_model, tags, metrics, pointer)
-        self.tracker.end(Ending("FINISHED", time.time(), tags, version, checkpoints), artifacts)
+            files["model/pointer.json"] = self.state.directory / "pointer.json"
+            version = self._version(registered_model, tags, metrics, files["model/pointer.json"])
+        return files, Ending("FINISHED", time.time(), tags, version, checkpoints)
 
     @property
     def _params(self) -> Path:
@@ -113,7 +121,7 @@ class StageObserver:
         shutil.copyfile(self.workspace.directory / "params.yaml", self._params)
         fingerprint, started = self.state.fingerprint, time.time()
         git = self._git_tags()
-        parent = json.loads(inputs.parent.read_text()) if inputs.parent and inputs.parent.exists() else {}
+        parent = _read_identity(inputs.parent)
         return Description(
             mark=f"{fingerprint}-{int(started * 1000)}",  # the outbox sorts by the time in it
             experiment=self.tracking.experiment,
@@ -181,3 +189,12 @@ class StageObserver:
         description = f"| | |\n|---|---|\n{rows}\n```\n{tags['restore']}\n```\n"
         shown = {**pointer, **{f"metrics.{name}": str(value) for name, value in metrics.items()}}
         return Version(registered_model, description, shown, "model")
+
+
+def _read_identity(run_json: Path | None) -> dict[str, Any]:
+    """The run.json of another stage; empty where there is none, or none that can be read."""
+    try:
+        identity: dict[str, Any] = json.loads(run_json.read_text(encoding="utf-8")) if run_json else {}
+    except (OSError, ValueError):
+        return {}
+    return identity

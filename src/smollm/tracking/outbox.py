@@ -64,10 +64,10 @@ def _copy(delivery: Delivery, target: Path) -> None:
 
 
 def withdraw(delivery: Delivery, deadline: Deadline) -> None:
-    """Take a run back that goes on, with all that happened before in its own journal.
+    """Remove the outbox's copy of a run that continues: its own journal has all of it.
 
     Raises:
-        OSError: it cannot be removed, or another process is sending it still at the `deadline`.
+        OSError: it cannot be removed, or another process is still sending it at the `deadline`.
     """
     target = _folder(delivery.store) / delivery.mark
     with _held(target, deadline) as is_there:
@@ -76,7 +76,7 @@ def withdraw(delivery: Delivery, deadline: Deadline) -> None:
 
 
 def abandon(directory: Path, store: Store, ended: float) -> None:
-    """Leave no run behind whose live state is about to go: close it as KILLED, unless it has ended.
+    """Put a run whose live state is about to be removed into the outbox, closed as KILLED unless it has ended.
 
     Raises:
         OSError: as for `put_aside`.
@@ -97,7 +97,7 @@ def send(client: "MlflowClient", store: Store, warn: Callable[[str], None], dead
 def _is_sent(
     directory: Path, client: "MlflowClient", store: Store, warn: Callable[[str], None], deadline: Deadline
 ) -> bool:
-    """Send a delivery, or have another process do so; tell whether that is done, and say why it is not."""
+    """Whether a delivery is sent, by this process or another; where it is not, `warn` says why."""
     name = directory.name
     try:
         with _held(directory, deadline) as is_there:

@@ -1,0 +1,47 @@
+"""What watches a stage never fails it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from smollm.config.tracking import TrackingConfig
+from smollm.state.live_state import LiveState
+from smollm.state.workspace import Workspace
+from smollm.tracking.observer import RunInputs, StageObserver
+from smollm.tracking.run_record import Ending
+from smollm.tracking.tracker import Tracker
+
+SETTINGS = TrackingConfig("smollm", 1.0, 10.0, 1.0, None, store_weights=False)
+
+
+@pytest.fixture
+def observer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageObserver:
+    """Of a stage in a folder that has params and nothing else."""
+    (tmp_path / "params.yaml").write_text("preset: tiny\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {pretrain: {params: [], outs: [reports/pretrain/log.txt]}}")
+    monkeypatch.setattr(Tracker, "start", lambda self, description: self.delivery.begin(description))
+    (tmp_path / "state").mkdir()
+    state = SimpleNamespace(directory=tmp_path / "state", fingerprint="abc", inputs={}, abandoned=list)
+    return StageObserver("pretrain", Workspace(tmp_path, tmp_path), cast(LiveState, state), SETTINGS)
+
+
+def test_outputs_that_cannot_be_read_leave_a_finished_run(
+    observer: StageObserver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endings: list[Ending] = []
+    monkeypatch.setattr(Tracker, "end", lambda self, ending, artifacts: endings.append(ending))
+    observer.begin(RunInputs({}))
+    observer.finish({}, None)  # there is no metrics.json
+    assert [ending.status for ending in endings] == ["FINISHED"]
+    assert "pretrain: MLflow lacks the tags and files of this run's end: [Errno 2]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "", "{torn"])
+def test_a_parent_that_cannot_be_read_is_none(observer: StageObserver, content: str | None, tmp_path: Path) -> None:
+    parent = tmp_path / "run.json"
+    if content is not None:
+        parent.write_text(content)
+    observer.begin(RunInputs({}, parent=parent))
+    assert observer.tracker.delivery.description.parent_run_id is None
