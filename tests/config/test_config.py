@@ -209,7 +209,7 @@ def test_the_micro_batch_message_names_the_neighbours(tmp_path: Path) -> None:
 def test_a_micro_batch_divides_what_each_process_has_of_a_step(tmp_path: Path) -> None:
     lines = problems(tmp_path, {"runtime.processes": 4, "runtime.micro_batch_size": 16})
     assert lines[0] == (
-        "params.yaml: runtime.micro_batch_size must divide the 8 sequences of a pretrain step that are each process's, "
+        "params.yaml: runtime.micro_batch_size must divide the 8 sequences that each process has of a pretrain step, "
         "got 16; use 8"
     )
 

@@ -26,7 +26,7 @@ class Auto(Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a value must satisfy beyond its type."""
+    """A condition that a value must meet beyond its type."""
 
     holds: Callable[[typing.Any], bool]
     text: str
@@ -57,7 +57,7 @@ NOT_EMPTY = Rule(lambda value: len(value) > 0, "must not be empty", "give at lea
 
 
 class Problems:
-    """The problems of one file; a line for each."""
+    """Collects the problems of a file, one line each."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -68,14 +68,14 @@ class Problems:
 
 
 def build(kind: type[T], values: object, where: str, problems: Problems) -> T | None:
-    """Build the dataclass `kind` from a mapping, or return None after noting what is wrong."""
+    """Build the dataclass `kind` from a mapping; None if there are problems, which are added to `problems`."""
     before = len(problems.lines)
     fields = build_fields(kind, values, where, problems)
     return kind(**fields) if len(problems.lines) == before else None
 
 
 def build_fields(kind: type[T], values: object, where: str, problems: Problems) -> dict[str, typing.Any]:
-    """The values for the fields of the dataclass `kind`; None for each that has a problem."""
+    """The values of the fields of the dataclass `kind`; None for a field with a problem."""
     if not isinstance(values, dict):
         problems.add(where, "must be a section with settings", values, "see presets/ for its keys")
         return {}
@@ -142,7 +142,7 @@ def _match(hint: object, value: object, where: str, problems: Problems) -> tuple
         item, *rest = typing.get_args(hint)
         if rest[0] is not Ellipsis and len(value) != 1 + len(rest):
             return False, None
-        items = (_convert(item, one, f"{where}[{index}]", problems) for index, one in enumerate(value))
+        items = (_convert(item, entry, f"{where}[{index}]", problems) for index, entry in enumerate(value))
         return True, tuple(items)
     raise AssertionError(f"{where}: no rule for the type {hint}")
 

@@ -1,4 +1,4 @@
-"""Read a whole params file: every section, every problem at once.
+"""Read a params file and report all its problems at once.
 
 Stages read their sections from here, and DVC reruns a stage for the sections that its entry in
 dvc.yaml names. Each start checks the whole file, so that a mistake in `finetune` is not found
@@ -179,26 +179,26 @@ def _check_start(config: Config, problems: Problems) -> None:
 
 
 def _check_division(name: str, config: Config, problems: Problems) -> None:
-    """A step's sequences are dealt out to the processes, and cut by each into its micro-batches."""
-    whole = getattr(config, name).sequences_per_step
+    """Processes share a step's sequences evenly, and each cuts its share into micro-batches."""
+    sequences: int = getattr(config, name).sequences_per_step
     processes, micro = config.runtime.processes, config.runtime.micro_batch_size
-    share = whole
+    share = sequences
     if not isinstance(processes, Auto):
-        _check_divisor("runtime.processes", processes, whole, f"{whole} sequences of a {name} step", problems)
-        share = whole // processes if whole % processes == 0 else whole
+        _check_divisor("runtime.processes", processes, sequences, f"{sequences} sequences of a {name} step", problems)
+        share = sequences // processes if sequences % processes == 0 else sequences
     if not isinstance(micro, Auto):
-        what = f"{share} sequences of a {name} step" + ("" if share == whole else " that are each process's")
+        what = f"{share} sequences " + ("" if share == sequences else "that each process has ") + f"of a {name} step"
         _check_divisor("runtime.micro_batch_size", micro, share, what, problems)
 
 
-def _check_divisor(key: str, value: int, whole: int, what: str, problems: Problems) -> None:
-    if whole % value:
-        problems.add(key, f"must divide the {what}", value, f"use {' or '.join(map(str, near_divisors(whole, value)))}")
+def _check_divisor(key: str, value: int, total: int, what: str, problems: Problems) -> None:
+    if total % value:
+        problems.add(key, f"must divide the {what}", value, f"use {' or '.join(map(str, near_divisors(total, value)))}")
 
 
-def near_divisors(whole: int, value: int) -> list[int]:
-    """The largest divisor of `whole` below `value`, and the smallest above it."""
-    divisors = [n for n in range(1, whole + 1) if whole % n == 0]
+def near_divisors(total: int, value: int) -> list[int]:
+    """The largest divisor of `total` below `value`, and the smallest above it."""
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
     return [*[n for n in divisors if n < value][-1:], *[n for n in divisors if n > value][:1]]
 
 
@@ -251,4 +251,4 @@ _CHECKS: tuple[tuple[Callable[[Config, Problems], None], tuple[str, ...]], ...] 
     (_check_start, ("pretrain", "finetune")),
     (_check_samples, ("evaluation", "model")),
 )
-"""The rules that bind more than one setting, each with the sections that it needs whole."""
+"""Checks across settings, each with the sections that must be free of problems for it."""

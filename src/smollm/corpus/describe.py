@@ -1,4 +1,4 @@
-"""What a corpus is, told from its token files.
+"""Describe a corpus from its token files: counts, sources, lengths and example documents.
 
 ``python3 -m smollm.corpus.describe [--seed N] [--documents N]`` (`make data`)
 """
@@ -26,12 +26,12 @@ _SHOWN = 400
 
 
 def describe(data: Path, seed: int = 0, documents: int = 2) -> str:
-    """Counts, sources and a few documents of each stage's text, to be read by a person.
+    """A report for people: counts, sources and a few documents of each stage's text.
 
     Args:
         data: the folder with ``tokenizer`` and ``tokens``.
-        seed: chooses the documents.
-        documents: how many of each side are shown.
+        seed: of the choice of documents.
+        documents: shown of each side.
 
     Raises:
         CorpusError: there are no token files.
@@ -72,7 +72,7 @@ def overview(directories: dict[str, Path]) -> pd.DataFrame:
 
 
 def left_out(directories: dict[str, Path]) -> pd.DataFrame:
-    """Documents that are in no token file, by reason, and the limit that ended the reading, a row for each stage."""
+    """How many documents were left out, by reason, and the limit that ended the selection, a row for each stage."""
     names = {
         "duplicates": "duplicates_removed",
         "blank": "blank_left_out",
@@ -90,13 +90,14 @@ def left_out(directories: dict[str, Path]) -> pd.DataFrame:
 def sources(directory: Path) -> pd.DataFrame:
     """The largest sources of a stage's text: packages, files or datasets, with their share of the tokens."""
     by_package = str(read_manifest(directory)["source"]).startswith("python")
-    found: list[pd.DataFrame] = []
+    totals = pd.DataFrame({"source": [], "documents": [], "bytes": [], "tokens": []})
     for table in documents_table(directory):
         keys = table["key"]
         names = keys.str.split("/", n=1).str[0] if by_package else keys.str.replace(r"#\d+$", "", regex=True)
         table = table.assign(source=names, documents=1)
-        found = [pd.concat([*found, table]).groupby("source", as_index=False)[["documents", "bytes", "tokens"]].sum()]
-    total = found[0].sort_values(["tokens", "source"], ascending=[False, True], ignore_index=True)
+        joined = pd.concat([totals, table]) if len(totals) else table
+        totals = joined.groupby("source", as_index=False)[["documents", "bytes", "tokens"]].sum()
+    total = totals.sort_values(["tokens", "source"], ascending=[False, True], ignore_index=True)
     total["share"] = (100 * total["tokens"] / total["tokens"].sum()).map("{:.1f} %".format)
     shown, rest = total.head(_SOURCES), len(total) - _SOURCES
     if rest > 0:
@@ -108,13 +109,13 @@ def sources(directory: Path) -> pd.DataFrame:
 
 
 def document_lengths(directory: Path, side: str) -> NDArray[np.int64]:
-    """Tokens of each document of a side, the end-of-text token counted."""
+    """Tokens of each document of a side, end-of-text included."""
     offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64).astype(np.int64)
     return np.diff(offsets, append=read_manifest(directory)[side]["tokens"])
 
 
 def examples(data: Path, directory: Path, side: str, seed: int, count: int) -> Iterator[tuple[int, str]]:
-    """Where a few documents of a side begin, and the beginning of their text as the tokens have it."""
+    """Yield the first token's index and the beginning, decoded from the tokens, of a few documents of a side."""
     tokenizer = open_tokenizer(data / "tokenizer" / "tokenizer.json")
     tokens = open_tokens(directory / f"{side}.bin", read_manifest(directory)["dtype"])
     offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64).astype(np.int64)
@@ -148,8 +149,8 @@ def _text(table: pd.DataFrame) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="another one shows other documents")
-    parser.add_argument("--documents", type=int, default=2, help="how many of each side are shown")
+    parser.add_argument("--seed", type=int, default=0, help="choice of documents")
+    parser.add_argument("--documents", type=int, default=2, help="documents shown of each side")
     arguments = parser.parse_args()
     try:
         print(describe(Path("data"), arguments.seed, arguments.documents), end="")

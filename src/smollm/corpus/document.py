@@ -1,4 +1,4 @@
-"""One document of a corpus, and how a long one is read in parts that are encoded one by one."""
+"""A document of the corpus; a long one is read and encoded in parts."""
 
 import hashlib
 import re
@@ -6,29 +6,29 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 PART = 64_000
-"""Characters of a document that are in memory at once."""
+"""Most characters of a part."""
 
 _PLACES = (re.compile(r"[^\W\d_](?=\s)"), re.compile(r"\S\n(?=[^\s/])"))
-"""Where a part may end: after a letter before white space, else after a line before the next."""
+"""Where a part may end: between a letter and white space, else between two lines."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, known by its digest before it is read."""
+    """A text whose size and digest are known before it is read."""
 
     key: str
-    """Where it comes from; decides its side of the split, for code and for its documentation alike."""
+    """The document's origin, such as a path; decides its side of the split. Code and its documentation share a key."""
     size: int
     """Bytes of UTF-8."""
     sha256: str
     is_blank: bool
-    """Whether it is empty, or white space alone."""
+    """Whether the text is empty or white space only."""
     parts: Callable[[], Iterator[str]]
-    """Reads the text, in parts of about `PART` characters at most."""
+    """Reads the text, in parts of `PART` characters at most."""
 
     @classmethod
     def of(cls, key: str, text: str) -> "Document":
-        """A document whose text is there. Halves of UTF-16 pairs, which no text has, become U+FFFD."""
+        """A document from a text in memory. Halves of UTF-16 pairs, which UTF-8 cannot encode, become U+FFFD."""
         try:
             content = text.encode()
         except UnicodeEncodeError:
@@ -40,27 +40,27 @@ class Document:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The whole text."""
         return "".join(self.parts())
 
 
 def in_parts(chunks: Iterable[str], most: int = PART) -> Iterator[str]:
-    """Join `chunks` and cut them where every common pre-tokenizer cuts as well.
+    """Join `chunks` and cut the text where every common pre-tokenizer cuts it too.
 
-    Encoded one by one, the parts then give the ids of the whole. That is between a letter and white space, or, in a
-    part without such a place, between two lines. Where there is neither the part is cut all the same, and the
-    ids around that place may be others.
+    Encoded one by one, the parts then give the same ids as the whole text. Such a place is between a letter and white
+    space, or else between two lines. A part without either is cut at its full length, and ids around that cut may
+    differ.
 
     Args:
         chunks: a text, in pieces of any length.
-        most: characters of a part.
+        most: characters in a part.
     """
     pending = ""
     for chunk in chunks:
         pending += chunk
         start = 0
         while len(pending) - start > most:
-            end = _place(pending, start, start + most)
+            end = _cut_before(pending, start, start + most)
             yield pending[start:end]
             start = end
         pending = pending[start:]
@@ -68,11 +68,11 @@ def in_parts(chunks: Iterable[str], most: int = PART) -> Iterator[str]:
         yield pending
 
 
-def _place(text: str, start: int, end: int) -> int:
+def _cut_before(text: str, start: int, end: int) -> int:
     """The last place to cut `text` after `start` and not after `end`."""
     for pattern in _PLACES:
         for begin in (max(start, end - 10_000), start):  # nearly always near the end
-            found = [match.end() for match in pattern.finditer(text, begin, end + 1) if match.end() <= end]
-            if found:
-                return found[-1]
+            ends = [match.end() for match in pattern.finditer(text, begin, end + 1) if match.end() <= end]
+            if ends:
+                return ends[-1]
     return end

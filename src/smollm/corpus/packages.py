@@ -1,4 +1,4 @@
-"""The two sources that need no download: source files and documentation of installed packages."""
+"""The sources that need no download: source files and documentation of installed packages."""
 
 import ast
 import hashlib
@@ -17,15 +17,15 @@ _NOT_DOCUMENTATION = ("license", "licence", "copying", "notice", "authors", "con
 _TESTS = frozenset({"test", "tests"})
 
 STDLIB = "stdlib"
-"""Names the standard library among the packages."""
+"""The standard library, in a list of packages."""
 
 
 def code(packages: tuple[str, ...], not_utf8: Callable[[], object]) -> Iterator[Document]:
-    """The Python source files of `packages`.
+    """Yield the Python source files of `packages`.
 
     Args:
         packages: names of installed distributions, and `STDLIB`.
-        not_utf8: called for each file that is left out, being in another encoding.
+        not_utf8: called for each file that is left out because it is not UTF-8.
 
     Raises:
         CorpusError: a package is not installed.
@@ -37,9 +37,9 @@ def code(packages: tuple[str, ...], not_utf8: Callable[[], object]) -> Iterator[
 
 
 def documentation(packages: tuple[str, ...], not_utf8: Callable[[], object]) -> Iterator[Document]:
-    """Docstrings, documentation files and descriptions of `packages`, but for what is in folders of tests.
+    """Yield docstrings, documentation files and descriptions of `packages`, except those in test folders.
 
-    A file's documentation has the key that its code has in `code`. Arguments and errors are those of `code`.
+    A file's documentation has the same key as its code. Arguments and errors as for `code`.
     """
     for key, path in _files(packages, (".py", ".md", ".rst", ".txt")):
         has_docs = path.suffix == ".py" or _is_documentation(path)
@@ -55,15 +55,15 @@ def documentation(packages: tuple[str, ...], not_utf8: Callable[[], object]) -> 
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Of Python and of each package."""
+    """Versions of Python and of each package."""
     named = {name: _distribution(name).version for name in packages if name != STDLIB}
     return {"python": platform.python_version(), **named}
 
 
 def _files(packages: tuple[str, ...], suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """Files of the packages as (key, path), in an order that is random but fixed.
+    """Files of the packages as (key, path), sorted by a hash of the key.
 
-    Any first part of the list is then a fair sample of the whole.
+    The first files, however many, are then a fair sample of all.
     """
     files: dict[str, Path] = {}
     for name in packages:
@@ -83,7 +83,7 @@ def _files(packages: tuple[str, ...], suffixes: tuple[str, ...]) -> list[tuple[s
 
 
 def _read(path: Path, not_utf8: Callable[[], object]) -> str | None:
-    """The file's text, or None for the few that are listed and gone, or in another encoding."""
+    """The file's text; None if the file is missing or not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which documents of a corpus are kept, and on which side of the split each is."""
+"""Select documents: drop duplicates, apply limits, split into training and validation."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ from smollm.state.tokens import TRAIN, VALIDATION
 _RECENT = 500_000
 
 _MANY_DOCUMENTS = 10_000
-"""So many are always split one by one: of them the held-out ones are a fair sample."""
+"""From so many on a split by document is always fair."""
 
 
 class Digests:
@@ -98,7 +98,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Selected:
-    """A document that is kept."""
+    """A document that is kept, with its side of the split."""
 
     document: Document
     side: str

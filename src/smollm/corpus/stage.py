@@ -1,4 +1,4 @@
-"""The stage `tokenize` from params to published outputs."""
+"""The stage `tokenize`, from params to published outputs."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ from smollm.tracking.observer import RunInputs
 
 @dataclass(frozen=True)
 class TokenizeStage:
-    """All that the stage reads of the params."""
+    """The stage, with all the settings that it reads."""
 
     workspace: Workspace
     corpus: CorpusConfig

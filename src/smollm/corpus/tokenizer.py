@@ -12,12 +12,12 @@ from smollm.state.tokens import as_plain_text
 
 
 def train(documents: Iterable[str], vocab_size: int, end_of_text: str) -> Tokenizer:
-    """Learn a byte-level BPE tokenizer, built like SmolLM's: digits apart, GPT-2's word pattern.
+    """Train a byte-level BPE tokenizer like SmolLM's: single digits, GPT-2's word pattern.
 
     Args:
-        documents: text to learn from.
-        vocab_size: most tokens; a small text may not yield as many.
-        end_of_text: the one special token, id 0.
+        documents: the text to train on.
+        vocab_size: upper limit; a small text may yield fewer tokens.
+        end_of_text: the only special token, id 0.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -35,10 +35,10 @@ def train(documents: Iterable[str], vocab_size: int, end_of_text: str) -> Tokeni
 
 
 def obtain(config: TokenizerConfig, documents: Iterable[str], workspace: Path) -> Tokenizer:
-    """The tokenizer that `config` asks for, checked.
+    """The tokenizer that `config` asks for, after `check`.
 
     Raises:
-        CorpusError: it cannot be had, or is not byte-level BPE with an end-of-text token.
+        CorpusError: it cannot be loaded, or is not byte-level BPE with an end-of-text token.
     """
     if config.source is TokenizerSource.TRAIN:
         return check(train(documents, config.vocab_size, config.end_of_text), config.end_of_text, "tokenizer")
@@ -61,7 +61,7 @@ def load(path: Path, end_of_text: str) -> Tokenizer:
     """Read and check a tokenizer.json.
 
     Raises:
-        CorpusError: there is none, or the pipeline cannot use it.
+        CorpusError: there is no such file, or the pipeline cannot use the tokenizer.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -71,7 +71,11 @@ def load(path: Path, end_of_text: str) -> Tokenizer:
 
 
 def check(tokenizer: Tokenizer, end_of_text: str, name: str) -> Tokenizer:
-    """Return `tokenizer`, made to treat special tokens inside a text as plain text."""
+    """Refuse a tokenizer that the pipeline cannot use; one that passes treats special tokens in a text as plain text.
+
+    Raises:
+        CorpusError: it has no end-of-text token, changes a text, or can encode a text as the end-of-text token.
+    """
     if tokenizer.token_to_id(end_of_text) is None:
         raise CorpusError(
             f"{name}: must know the end-of-text token {end_of_text!r}, got a vocabulary without it; "
@@ -95,9 +99,9 @@ def check(tokenizer: Tokenizer, end_of_text: str, name: str) -> Tokenizer:
 
 
 def _keeps_every_byte(tokenizer: Tokenizer) -> bool:
-    """Whether a text comes back as it was.
+    """Whether decoding gives back the text that was encoded.
 
-    The text has all of ASCII's characters; some tokenizers in use lack bytes of rarer ones.
+    Tried with all of ASCII; some tokenizers in use lack bytes of rare characters.
     """
     if not isinstance(tokenizer.decoder, decoders.ByteLevel) or tokenizer.normalizer is not None:
         return False
