@@ -1,4 +1,4 @@
-"""Pictures as SVG files: the same data gives the same bytes, and one that cannot be drawn ends no stage."""
+"""Pictures as SVG files: the same data gives the same bytes, and a failed picture fails no stage."""
 
 import io
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def draw(path: Path, plot: Callable[["Axes"], object]) -> None:
-    """Write what `plot` puts on the axes of a figure; where that fails, a picture that says why.
+    """Write a figure whose axes `plot` fills; if that fails, a picture of the error message.
 
     Raises:
         OSError: the file cannot be written.
@@ -31,7 +31,7 @@ def draw(path: Path, plot: Callable[["Axes"], object]) -> None:
 
 
 def _svg(plot: Callable[["Axes"], object]) -> str:
-    os.environ.pop("MPLBACKEND", None)  # a notebook's own, which matplotlib may refuse as it is imported
+    os.environ.pop("MPLBACKEND", None)  # a notebook's backend may keep matplotlib from being imported
     import matplotlib  # slow to import, and used once
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

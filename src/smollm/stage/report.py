@@ -1,4 +1,4 @@
-"""A finished stage's reports, made from its journal: tables, curves, samples and the log.
+"""A finished stage's reports, written from its journal: tables, curves, samples and the log.
 
 Losses and samples are the same bit for bit in every run of the same stage on the same CPU; speed
 and time are not, and are kept in files apart.

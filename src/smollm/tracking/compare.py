@@ -90,9 +90,11 @@ def _local(time: pd.Timestamp) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the runs that MLflow holds.")
     parser.add_argument("--stage", choices=("tokenize", "pretrain", "finetune"))
-    parser.add_argument("--sort", default="best_bits_per_byte", metavar="COLUMN", help="the best first, unless told")
+    parser.add_argument(
+        "--sort", default="best_bits_per_byte", metavar="COLUMN", help="column to sort by (best_bits_per_byte)"
+    )
     parser.add_argument("--descending", action="store_true", help="largest first")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to this file")
     arguments = parser.parse_args()
     workspace = Workspace.find(Path.cwd())
     store = Store.of(workspace.root)

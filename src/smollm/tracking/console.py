@@ -10,9 +10,9 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(line: str) -> None:
-    """Print a line, above the bar where there is one.
+    """Print a line, above the progress bar if there is one.
 
-    Where nobody listens any more (a closed terminal or pipe), training goes on unheard.
+    A closed terminal or pipe is ignored: training continues without output.
     """
     with suppress(OSError):
         tqdm.write(line)
@@ -20,7 +20,7 @@ def say(line: str) -> None:
 
 
 def say_error(message: str) -> None:
-    """Print the error that ends a program, for people and for those who search for ``ERROR:``."""
+    """Print the error that ends a program, in a line that starts with ``ERROR:``."""
     print(f"\nERROR: {message}", file=sys.stderr, flush=True)
 
 
@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A bar over `total` units (None: unknown), or a line now and then where nobody watches a terminal."""
+    """A bar over `total` units (None: unknown), or a line every 15 seconds where the output is no terminal."""
 
     def __init__(
         self, title: str, total: int | None, initial: int = 0, unit: str = "step", is_shown: bool = True

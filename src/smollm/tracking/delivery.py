@@ -2,7 +2,7 @@
 
 journal.jsonl      what happened
 description.json   name, params, tags and inputs of the run, known at its start
-delivery.json      the store, the run's id there, and what it has acknowledged
+delivery.json      the store, the run's id in it, and what it has acknowledged
 status.json        how the run ended, with the last tags; missing while it runs
 artifacts/         files to upload at the end
 """
@@ -81,7 +81,7 @@ class Delivery:
         return Ending(**values, version=Version(**version) if version else None, checkpoints=checkpoints)
 
     def begin(self, description: Description) -> None:
-        """Note what the run is, and which store it is for."""
+        """Write down what the run is, and which store it goes to."""
         self.note()
         write_json(self.directory / "description.json", asdict(description))
 
@@ -90,13 +90,13 @@ class Delivery:
         return (self.directory / "description.json").exists()
 
     def reopen(self) -> None:
-        """Go on with a run that ended early."""
+        """Continue a run that ended early."""
         (self.directory / "status.json").unlink(missing_ok=True)
         if self.run_id or self.is_aside:
             self.note(done=False, aside=False, reopen=True)
 
     def end(self, ending: Ending, artifacts: dict[str, Path]) -> None:
-        """Note how the run ended, with the files to upload, by their path in MLflow."""
+        """Write down how the run ended, with the files to upload by their path in MLflow."""
         for name, path in artifacts.items():
             link_or_copy(path, self.directory / "artifacts" / name)
         write_json(self.directory / "status.json", asdict(ending))
@@ -112,7 +112,7 @@ class Delivery:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The values in a JSON file; none where there is no file."""
+    """The values in a JSON file; empty if the file does not exist."""
     if not path.exists():
         return {}
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

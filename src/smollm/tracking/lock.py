@@ -15,8 +15,8 @@ LOCK_SECONDS = 60.0
 def try_lock(file: IO[Any]) -> bool:
     """Lock an open file until it is closed; False where another process has it.
 
-    A file system without locks (NFS without lockd, say) lets everyone in: two processes that send the same run send
-    the same points.
+    A file system without locks (NFS without lockd, say) excludes nobody: two processes that send the same run then send
+    the same points, which MLflow keeps once.
     """
     try:
         return lock_file(file)
@@ -30,7 +30,7 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         TimeoutError: another process holds it for longer than `LOCK_SECONDS`.
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + LOCK_SECONDS

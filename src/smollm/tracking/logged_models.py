@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def log_checkpoints(
     client: "MlflowClient", delivery: Delivery, run_id: str, checkpoints: list[Checkpoint]
 ) -> str | None:
-    """Log each checkpoint that the run has no LoggedModel for; return the id of the exported one's."""
+    """Log the checkpoints that have no LoggedModel yet; return the id of the exported one's."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     experiment = delivery.state["experiment_id"]
@@ -37,7 +37,7 @@ def log_checkpoints(
 def _metrics(delivery: Delivery, checkpoint: Checkpoint, model_id: str, run_id: str) -> "list[Metric]":
     """The checkpoint's validation, on the text that validates its stage.
 
-    The run has the same points, and stays with one of each: their times are equal.
+    The run has these points already; their times are equal, so that MLflow keeps one of each.
     """
     from mlflow.entities import Metric
 

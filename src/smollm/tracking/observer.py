@@ -1,4 +1,4 @@
-"""Watches one execution of a stage, and tells the user and MLflow of it."""
+"""Reports one execution of a stage to the user and to MLflow."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ class RunInputs:
 
 
 class StageObserver:
-    """Watches one execution of a stage: `begin`, then work within `reporting_failure`, then `flush` and `finish`."""
+    """Reports one execution of a stage: `begin`, then the work in `reporting_failure`, then `flush` and `finish`."""
 
     def __init__(self, stage: str, workspace: Workspace, state: LiveState, tracking: TrackingConfig) -> None:
         self.stage, self.workspace, self.state, self.tracking = stage, workspace, state, tracking
@@ -160,7 +160,7 @@ class StageObserver:
         outputs = [path for path in declared if not path.startswith("reports/")]
         log = next(path for path in declared if path.endswith("log.txt"))
         data = [path for path in self._data_inputs if path != "data/raw"]
-        # the times in a log make its digest one that no other result has
+        # a log holds times, so that no other result has its digest
         restore = provenance.restore_command(self._digest(log), [*outputs, *data])
         return {"restore": restore, **{f"dvc.out.{path}": self._digest(path) for path in outputs}}
 
@@ -192,7 +192,7 @@ class StageObserver:
 
 
 def _read_identity(run_json: Path | None) -> dict[str, Any]:
-    """The run.json of another stage; empty where there is none, or none that can be read."""
+    """The run.json of another stage; empty if it is missing or damaged."""
     try:
         identity: dict[str, Any] = json.loads(run_json.read_text(encoding="utf-8")) if run_json else {}
     except (OSError, ValueError):

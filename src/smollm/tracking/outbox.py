@@ -1,4 +1,4 @@
-"""Deliveries that outlived their stage: ``mlruns/outbox/<mark>/``, sent when MLflow answers again.
+"""Runs that MLflow lacks after their stage has ended: ``mlruns/outbox/<mark>/``, sent when it answers again.
 
 ``python -m smollm.tracking.outbox`` (`make sync`) sends them now.
 """
@@ -34,9 +34,9 @@ def put_aside(delivery: Delivery) -> None:
     """Copy a delivery to the outbox, from where it is sent later.
 
     Raises:
-        OSError: there is no room for it, or what is there already is being sent; that stays.
+        OSError: the disk is full, or another process is sending an older copy, which then stays.
     """
-    if not delivery.has_begun:  # killed before it could say what it was
+    if not delivery.has_begun:  # killed before it had a description
         return
     target = _folder(delivery.store) / delivery.mark
     draft = target.with_name(f".{target.name}.tmp")
@@ -57,7 +57,7 @@ def _copy(delivery: Delivery, target: Path) -> None:
     for name in ("journal.jsonl", "description.json", "status.json"):
         if (directory / name).exists():
             shutil.copyfile(directory / name, target / name)
-    write_json(target / "delivery.json", dict(delivery.state))  # a thread that is stuck may yet note something
+    write_json(target / "delivery.json", dict(delivery.state))  # a thread left behind may still write to it
     for file in (directory / "artifacts").rglob("*"):
         if file.is_file():
             link_or_copy(file, target / file.relative_to(directory))
@@ -90,7 +90,7 @@ def abandon(directory: Path, store: Store, ended: float) -> None:
 
 
 def send(client: "MlflowClient", store: Store, warn: Callable[[str], None], deadline: Deadline | None = None) -> int:
-    """Send every delivery of the outbox that is meant for `store`; return how many are left there."""
+    """Send every delivery of the outbox that is for `store`; return how many remain."""
     return sum(not _is_sent(directory, client, store, warn, deadline or Deadline()) for directory in waiting(store))
 
 
@@ -121,19 +121,19 @@ def _is_sent(
 def waiting(store: Store) -> list[Path]:
     """Folders of the deliveries in the outbox, the oldest run first: a parent comes before its children.
 
-    A delivery's folder ends in the time of its run; any other is not the outbox's.
+    The name of a delivery's folder ends in the time of its run; other folders are ignored.
     """
-    found = [file.parent for file in _folder(store).glob("[!.]*/description.json")]
-    times = {path: path.name.rpartition("-")[2] for path in found}
-    return sorted((path for path in found if times[path].isdecimal()), key=lambda path: int(times[path]))
+    deliveries = [file.parent for file in _folder(store).glob("[!.]*/description.json")]
+    times = {path: path.name.rpartition("-")[2] for path in deliveries}
+    return sorted((path for path in deliveries if times[path].isdecimal()), key=lambda path: int(times[path]))
 
 
 @contextmanager
 def _held(directory: Path, deadline: Deadline) -> Iterator[bool]:
-    """Keep other processes from a delivery in the outbox; tells whether it is there.
+    """Lock a delivery in the outbox; yields whether it exists.
 
     Raises:
-        TimeoutError: one of them has it still at the `deadline`.
+        TimeoutError: another process still holds it at the `deadline`.
     """
     while True:
         if deadline.is_over:
@@ -157,19 +157,19 @@ def _folder(store: Store) -> Path:
 
 
 def send_waiting(store: Store) -> bool:
-    """Send what waits for `store`, saying how much; return whether nothing is left."""
-    there = len(waiting(store))
-    seconds = _RUN_SECONDS * (1 + there)
+    """Send what waits for `store`, print how much, and return whether nothing is left."""
+    count = len(waiting(store))
+    seconds = _RUN_SECONDS * (1 + count)
 
     def send_all() -> int:
         return send(store.client(), store, lambda line: print(line, file=sys.stderr), Deadline(seconds))
 
     try:
-        left = within(seconds, send_all) if there else 0
+        left = within(seconds, send_all) if count else 0
     except Exception as error:  # whatever a store or the way to it raises
         print(store.outage(error), file=sys.stderr)
         return False
-    print(f"{there - left} of {there} waiting runs sent to {store.shown}" if there else "no waiting runs")
+    print(f"{count - left} of {count} waiting runs sent to {store.shown}" if count else "no waiting runs")
     return not left
 
 

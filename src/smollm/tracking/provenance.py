@@ -16,17 +16,17 @@ _GIT_SECONDS = 60.0
 
 
 class GitRefused(Exception):
-    """There is a repository, of which Git says nothing; the message has its reason and its remedy."""
+    """Git refuses to read a repository that exists; the message has its reason and its remedy."""
 
 
 def git_state(workspace: Path) -> dict[str, str]:
-    """Commit, branch and dirtiness of the working tree; empty where there is no Git repository, or no commit.
+    """Commit, branch and dirtiness of the working tree; empty without a Git repository or a commit.
 
     In one of DVC's temporary experiment folders the commit is the experiment's own. What DVC itself
     removes and rewrites around a stage makes no tree dirty.
 
     Raises:
-        GitRefused: Git does not read the repository: it belongs to another user, say.
+        GitRefused: Git does not read the repository, because it belongs to another user, say.
     """
     commit = _git(workspace, "rev-parse", "--verify", "--quiet", "HEAD")
     if not commit:
@@ -38,7 +38,7 @@ def git_state(workspace: Path) -> dict[str, str]:
 
 
 def dvc_state() -> dict[str, str]:
-    """The stage and experiment that DVC runs this process for."""
+    """The stage and experiment for which DVC runs this process."""
     names = {
         "DVC_STAGE": "dvc.stage",
         "DVC_EXP_NAME": "dvc.experiment",
@@ -63,7 +63,7 @@ def restore_command(digest: str, paths: list[str]) -> str:
 
 
 def dvc_remote(workspace: Path) -> str:
-    """Address of DVC's default remote, without user and password; empty where there is none."""
+    """Address of DVC's default remote, without user and password; empty if there is none."""
     config = configparser.ConfigParser(interpolation=None)
     with suppress(configparser.Error):
         config.read([workspace / ".dvc" / "config", workspace / ".dvc" / "config.local"])
@@ -75,13 +75,13 @@ def dvc_remote(workspace: Path) -> str:
 
 def differences(values: dict[str, Any], base: dict[str, Any]) -> list[str]:
     """``name=value`` for every setting of `values` that `base` sets otherwise, sections within sections."""
-    found: list[str] = []
+    changed: list[str] = []
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
-            found += differences(value, base[key])
+            changed += differences(value, base[key])
         elif value != base.get(key):
-            found.append(f"{key}={value}")
-    return found
+            changed.append(f"{key}={value}")
+    return changed
 
 
 def environment() -> dict[str, object]:
@@ -123,7 +123,7 @@ def _text(value: object) -> str:
 
 
 def _git(workspace: Path, *arguments: str) -> str | None:
-    """What a Git command prints; None where there is no repository."""
+    """The output of a Git command; None if there is no repository."""
     command, variables = ["git", "-C", str(workspace), *arguments], {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(

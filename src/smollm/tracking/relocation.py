@@ -1,8 +1,8 @@
 """Keeps MLflow's artifacts findable in a repository that was moved or copied.
 
-MLflow's database holds the absolute address of each run's artifacts. After `mv` these would bring the old folder back;
-after `cp -r` the copy would write into the original. Both are noticed by the experiments' addresses, which this
-project sets, and all addresses below the old folder are rewritten to the new one.
+MLflow's database holds the absolute address of each run's artifacts. After `mv` a new run would bring the old folder
+back; after `cp -r` the copy would write into the original. The addresses of experiments, which this project sets,
+reveal both; all addresses below the old folder are then rewritten to the new one.
 """
 
 import sqlite3
@@ -33,7 +33,7 @@ def follow(database: Path, root: Path) -> None:
     """Rewrite addresses of artifacts that lie where the repository was before.
 
     Args:
-        database: MLflow's SQLite file; need not be there.
+        database: MLflow's SQLite file, if it exists.
         root: the folder `mlruns` that holds it now.
 
     Raises:
@@ -58,7 +58,7 @@ def _has_column(connection: sqlite3.Connection, table: str, column: str) -> bool
 
 
 def _former_roots(connection: sqlite3.Connection, root: Path) -> Iterator[str]:
-    """Addresses that `root` had when experiments were made, as far as they lead elsewhere now."""
+    """Addresses of `root` at the time its experiments were created, where they differ from today's."""
     for name, location in connection.execute("SELECT name, artifact_location FROM experiments").fetchall():
         below_root = artifact_location(root, name).removeprefix(root.as_uri())
         before = str(location).removesuffix(below_root)

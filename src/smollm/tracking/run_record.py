@@ -1,4 +1,4 @@
-"""What MLflow gets to know of a run beside its journal: at its start, and at its end."""
+"""What MLflow receives of a run besides its journal, at the start and at the end."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ class Description:
     """What is known of a run when it starts."""
 
     mark: str
-    """Names the run before MLflow has given it an id, and where it never does."""
+    """Identifies the run before MLflow has given it an id."""
     experiment: str
     run_name: str
     started: float
@@ -33,7 +33,7 @@ class Description:
     datasets: list[Dataset] = field(default_factory=list)
     parent_run_id: str | None = None
     parent_mark: str | None = None
-    """For a parent that MLflow had no id for yet."""
+    """Of a parent that had no id yet."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where MLflow keeps runs, and the way to it."""
+"""The store where MLflow keeps runs, and how to reach it."""
 
 import errno
 import logging
@@ -26,10 +26,10 @@ _REFUSALS = {
     "RESOURCE_DOES_NOT_EXIST",
     "UNAUTHENTICATED",
 }
-"""MLflow's codes for what will be refused again; BAD_REQUEST is none, which it gives to database errors too."""
+"""MLflow's codes for what it will refuse again; not BAD_REQUEST, which it gives to database errors too."""
 
 _OTHER_SCHEMA = "database schema"
-"""In the message of an MLflow whose version does not fit the database; its code is that of any fault."""
+"""In the message of an MLflow whose version does not fit the database; the error's code does not tell."""
 
 _CONNECTION_ATTEMPTS = 4
 """MLflow's own ten attempts to open a database take nearly two minutes."""
@@ -47,7 +47,7 @@ def refuses(error: Exception) -> bool:
 def sqlite_uri(database: Path) -> str:
     """Address of a SQLite database for MLflow; its absolute path may hold any character."""
     path = quote(str(database))
-    # MLflow makes the folder of a `sqlite:///` address, and takes its escapes for characters of the name
+    # MLflow creates the folder of a `sqlite:///` address without unescaping it
     scheme = "sqlite" if path == str(database) else "sqlite+pysqlite"
     return f"{scheme}:///{path}"
 
@@ -68,7 +68,7 @@ class Store:
 
     @property
     def shown(self) -> str:
-        """The address that people see and that tells stores apart.
+        """The address as people see it, which also tells stores apart.
 
         The repository's own is relative, so that it stays the same where the repository is moved; another one is
         without user and password.
@@ -96,7 +96,7 @@ class Store:
         return self.uri == sqlite_uri(self._database)
 
     def prepare(self) -> None:
-        """Have the repository's own database lead to its artifacts where the repository is now.
+        """Point the repository's own database to its artifacts, also after the repository was moved or copied.
 
         Raises:
             OSError: `mlruns` or the database cannot be written.
@@ -125,15 +125,15 @@ class Store:
         utils.MAX_RETRY_COUNT = _CONNECTION_ATTEMPTS
         mlflow.set_tracking_uri(self.uri)
         client = mlflow.MlflowClient(self.uri)
-        if self.is_server:  # it has made its own tables
+        if self.is_server:  # which has created its own tables
             client.search_experiments(max_results=1)
             return client
-        with locked(self.root / ".lock"):  # two processes that make the tables at once would fail
+        with locked(self.root / ".lock"):  # two processes that create the tables at once would fail
             client.search_experiments(max_results=1)
         return client
 
     def experiment_id(self, client: "MlflowClient", name: str) -> str:
-        """The id of the experiment of this name, which is made where there is none."""
+        """The id of the experiment of this name, which is created if it does not exist."""
         from mlflow.exceptions import MlflowException
 
         experiment = client.get_experiment_by_name(name)
@@ -150,7 +150,7 @@ class Store:
             return self.experiment_id(client, name)
 
     def search_runs(self, experiment: str) -> "pd.DataFrame":
-        """All runs of an experiment as `mlflow.search_runs` gives them; an empty table where there are none."""
+        """All runs of an experiment as `mlflow.search_runs` gives them; empty if there are none."""
         import mlflow
         import pandas as pd
 
@@ -161,7 +161,7 @@ class Store:
         return runs
 
     def reason(self, error: Exception) -> str:
-        """What went wrong on the way to the store, and its remedy, in one line and without user and password."""
+        """An error and its remedy in one line, without user and password."""
         text = " ".join(_NOISE.sub("", str(error)).split()).replace("<database_uri>", self.shown)
         user = urlsplit(self.uri).netloc.rpartition("@")[0]
         text = f"{type(error).__name__}: {text.replace(f'{user}@', '') if user else text}"
@@ -173,6 +173,6 @@ class Store:
         return text
 
     def outage(self, error: Exception) -> str:
-        """The line for a user whose command cannot do without the store."""
+        """The line for a user whose command needs the store."""
         advice = "" if refuses(error) or isinstance(error, PermissionError) else "; try again later"
         return f"ERROR: MLflow ({self.shown}) must answer, got {self.reason(error)}{advice}"

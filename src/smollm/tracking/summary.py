@@ -14,7 +14,7 @@ def training(stage: str, metrics: dict[str, Any], speed: dict[str, Any], sample:
         stage: pretrain or finetune.
         metrics: its metrics.json.
         speed: tokens_per_second and step_ms.
-        sample: a prompt with the text generated from it; None where there is none.
+        sample: a prompt with the text generated from it; None if there is none.
     """
     lines = [
         f"\n{stage}: done at step {metrics['step']}",

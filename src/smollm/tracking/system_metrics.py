@@ -10,13 +10,13 @@ class SystemMetrics:
     def __init__(self, seconds: float) -> None:
         """
         Args:
-            seconds: from one measurement to the next.
+            seconds: between measurements.
         """
         self._seconds = seconds
         self._monitor: Any = None
 
     def ensure_running(self, run_id: str) -> None:
-        """Start the monitor, also where it has ended: it ends for good with the first answer that it does not get."""
+        """Start the monitor unless it runs: its thread ends with the first call that fails."""
         if self._monitor is not None and self._monitor._process.is_alive():
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

@@ -68,12 +68,12 @@ class Tracker:
                 self._say(f"MLflow ({self.store.shown}) lacks part of this run; `make sync` sends it later")
             elif self.delivery.page:
                 self._say(f"MLflow: {self.delivery.page}")
-        except OSError as error:  # a full disk, say, is no reason for a stage to fail that has done its work
+        except OSError as error:  # such as a full disk; the stage has done its work and must not fail
             self._say(f"MLflow ({self.store.shown}) lacks part of this run, and the outbox does not take it: {error}")
         self._requests.put(None)
 
     def _send_until_flushed(self) -> None:
-        """Send now and then while the stage runs; from its first request on, only when asked, until there is none."""
+        """Send every `send_every_seconds` until the first request; from then on once per request, until None."""
         self._attempt()
         while True:
             try:
@@ -87,7 +87,7 @@ class Tracker:
             is_sent.set()
 
     def _attempt(self) -> None:
-        """Send what MLflow lacks; training goes on whatever a store, or the way to it, raises."""
+        """Send what MLflow lacks; training continues whatever the store raises."""
         try:
             self._send()
         except Dropped as error:
@@ -98,15 +98,15 @@ class Tracker:
     def _send(self) -> None:
         if self._is_flushing:
             self._system_metrics.stop()
-        self._deadline.check()  # a thread that was left behind takes nothing back from the outbox
+        self._deadline.check()  # a thread that was left behind must not remove what was put into the outbox since
         if not self._has_withdrawn:
-            outbox.withdraw(self.delivery, self._deadline)  # what waits there is older than what goes on here
+            outbox.withdraw(self.delivery, self._deadline)  # an older copy must not end the run that continues
             self._has_withdrawn = True
         if self._client is None:
             self._client = self.store.client()
         if not self._has_sent_outbox:
             self._has_sent_outbox = True
-            outbox.send(self._client, self.store, self._say, self._deadline)  # a parent may be among them
+            outbox.send(self._client, self.store, self._say, self._deadline)  # the parent of this run may be in it
         upload(self.delivery, self._client)
         if self.delivery.run_id and not self._is_flushing and not self.delivery.is_done:
             self._system_metrics.ensure_running(self.delivery.run_id)

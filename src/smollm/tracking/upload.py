@@ -1,4 +1,4 @@
-"""Sends what MLflow lacks of one delivery, so that a call that is repeated changes nothing."""
+"""Sends what MLflow lacks of one delivery; sending the same again changes nothing."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ class _Upload:
     def _create_run(self) -> str:
         description = self.delivery.description
         experiment = self.delivery.store.experiment_id(self.client, description.experiment)
-        # a kill between MLflow's answer and our note of it must not leave a second run
+        # after a kill between MLflow's answer and our record of it, the run exists already
         run_ids = _find(self.client, experiment, description.mark)
         if not run_ids:
             tags = {
@@ -81,7 +81,7 @@ class _Upload:
             run_ids = _find(self.client, experiment, description.mark)
         run_id, *repeated = run_ids
         self.delivery.note(run_id=run_id, experiment=description.experiment, experiment_id=experiment)
-        for duplicate in repeated:  # MLflow's client creates again by itself where an answer was lost
+        for duplicate in repeated:  # MLflow's client repeats the call if an answer is lost
             self.client.delete_run(duplicate)
         return run_id
 
@@ -116,7 +116,7 @@ class _Upload:
         self.delivery.note(described=True)
 
     def _reopen(self) -> None:
-        """Have a run that ended, and goes on, be running again."""
+        """Set a run that ended, and continues, to running."""
         self.client.update_run(self._run_id, status="RUNNING")
         if "error" in self.client.get_run(self._run_id).data.tags:
             self.client.delete_tag(self._run_id, "error")
@@ -158,8 +158,8 @@ class _Upload:
     def _send_sample_table(self) -> None:
         """Write all samples as the table that MLflow compares across runs.
 
-        Its page groups rows by the first column and compares the second, until told otherwise.
-        `log_table` would append to what is there, and so repeat rows that are sent twice.
+        Its page groups rows by the first column and compares the second by default.
+        `log_table` would append, and so repeat rows that are sent twice.
         """
         rows = [
             [f"step {record.step}: {prompt}", text, record.step, prompt]
