@@ -11,7 +11,7 @@ _PACKAGES = ("torch", "tokenizers", "safetensors", "mlflow", "dvc", "datasets", 
 
 
 def _check_environment() -> None:
-    """Stop with one line where a package is missing, or `smollm` is not this workspace's own."""
+    """Stop with one line if a package is missing, or if `smollm` would be imported from elsewhere."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(
@@ -28,7 +28,7 @@ def _check_environment() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """End at once and without a traceback; while it trains, a stage saves its state first."""
+    """End at once, without a traceback. (During training another handler saves the state first.)"""
     sys.exit(f"\nERROR: stopped by {signal.Signals(number).name}; `dvc repro` goes on")
 
 

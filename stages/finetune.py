@@ -1,4 +1,4 @@
-"""Go on from the checkpoint of `pretrain`, on other text. Run by DVC as stage `finetune`."""
+"""Continue from the checkpoint of `pretrain` on other text. Run by DVC as stage `finetune`."""
 
 from smollm.config.file import load
 from smollm.stage.run import main

@@ -1,4 +1,4 @@
-"""params.yaml as typed, validated, frozen dataclasses, one file a section.
+"""params.yaml as typed, validated, frozen dataclasses, one file per section.
 
 Imports only `errors`; anything may import it.
 """

@@ -8,7 +8,7 @@ from typing import Annotated
 from smollm.config.fields import NOT_EMPTY, Rule, above, at_least, between
 
 RAW_DATA = "data/raw/"
-"""Own text lies below this folder, the one DVC watches: a changed byte there reruns tokenize."""
+"""The folder for the user's own text, which DVC watches: any change in it reruns tokenize."""
 
 
 class CorpusSource(Enum):
@@ -43,7 +43,7 @@ def template_keys(template: str) -> list[str]:
     """The keys in braces of a template for chat messages.
 
     Raises:
-        ValueError: a brace has no partner, or there is more than a key between two.
+        ValueError: a brace is unmatched, or holds more than a key.
     """
     fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
     keys = [str(key) for _, key, form, conversion in fields if not form and conversion is None]
@@ -78,7 +78,7 @@ class HubDatasetConfig:
     revision: str | None
     """Commit of the repository; pinned, so that the text cannot change unnoticed."""
     streaming: bool
-    """Whether to read it over the network as it is needed, rather than download it first."""
+    """Whether to read it over the network as needed instead of downloading it first."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SourceConfig:
     text_column: str
     """The column or key with the text, in tables and hub datasets; dots lead to nested ones, as in data.text."""
     template: Annotated[str | None, _TEMPLATE]
-    """How a message becomes text where the column holds a chat, a list of messages with such keys."""
+    """Turns a message into text, if the column holds a chat: a list of messages with these keys."""
     hub: HubDatasetConfig
 
 
@@ -104,8 +104,8 @@ class CorpusConfig:
     max_documents: Annotated[int | None, at_least(1)]
     """Upper bound of each stage's documents."""
     validation_fraction: Annotated[float, above(0), between(0, 0.5)]
-    """Share of the documents held out from training."""
+    """Fraction of the documents held out from training."""
     max_null_fraction: Annotated[float, between(0, 1)]
-    """Largest share of a table's rows whose text may be null; such rows are left out."""
+    """Largest fraction of a table's rows whose text may be null; such rows are left out."""
     pretrain: SourceConfig
     finetune: SourceConfig

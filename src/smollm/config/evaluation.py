@@ -9,7 +9,7 @@ from smollm.config.fields import NOT_EMPTY, Rule, above, at_least
 @dataclass(frozen=True)
 class EvaluationConfig:
     validation_tokens: Annotated[int, at_least(1)]
-    """Upper bound of the held-out tokens that the loss is measured on."""
+    """At most this many held-out tokens are used for validation."""
     prompts: Annotated[
         tuple[str, ...],
         NOT_EMPTY,

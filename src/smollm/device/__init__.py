@@ -1,1 +1,2 @@
-"""Where training runs: hardware, the group of processes, random seeds. Imports `config`; all that trains imports it."""
+"""Where training runs: hardware, the group of processes, random seeds. Imports `config`; `model`, `operate` and
+`training` import it."""

@@ -1,2 +1,4 @@
-"""The Llama: one file to read, and how it runs faster, sharded, sampled and exported. Imported by `training` and by
-tools that need a model."""
+"""The Llama in one file (`llama`), its faster kernels, sharding, sampling, export, and counts of parameters and FLOPs.
+
+Imported by `operate`, which needs the counts, and by `training`.
+"""

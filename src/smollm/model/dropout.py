@@ -1,8 +1,8 @@
 """Dropout whose masks are a function of seeds alone (arXiv:1207.0580).
 
-No generator with a state is drawn from: which numbers are zeroed follows from a seed a sequence, and from where in the
-sequence and in the model they are. So a step's masks are the same on any device, compiled or not, however its
-sequences are dealt out to processes and micro-batches, and when activations are computed again.
+There is no generator with a state: whether an activation is zeroed follows from its sequence's seed and from its
+position in the sequence and in the model. So a step's masks are the same on any device, compiled or not, however its
+sequences are split over processes and micro-batches, and when activations are recomputed.
 
 Legend: B batch, T time, H hidden.
 """
@@ -18,14 +18,14 @@ _FACTORS = (0x7FEB352D, 0x45D9F3B)
 
 
 class Dropout(NamedTuple):
-    """Which numbers of a batch are zeroed, at each of several places of a model; tensors, for one compiled code."""
+    """The dropout masks of a batch, at each of several places in a model; tensors, so that it compiles only once."""
 
     seeds: Tensor
     """(B, places) int64, below 2^31."""
     threshold: Tensor
-    """Numbers are zeroed whose 31 random bits are below; an int64 scalar, 0 for none."""
+    """Activations whose 31 random bits are below it are zeroed; an int64 scalar, 0 for none."""
     scale: Tensor
-    """What the others are multiplied by, so that the expectation stays; a float32 scalar."""
+    """What the others are multiplied by, to keep the expected value; a float32 scalar."""
 
     @classmethod
     def of(cls, seeds: Tensor | None, rate: float, ids: Tensor, places: int) -> "Dropout":
@@ -33,9 +33,9 @@ class Dropout(NamedTuple):
 
         Args:
             seeds: (B,) int64, below 2^31; None: nothing is zeroed.
-            rate: share of the numbers that are zeroed.
+            rate: fraction of the activations that are zeroed.
             ids: (B, T), the batch.
-            places: how many places zero numbers of their own.
+            places: number of places in the model that apply dropout, each with a mask of its own.
         """
         device = ids.device
         if seeds is None:
@@ -45,18 +45,18 @@ class Dropout(NamedTuple):
         return cls(seeds_of_places, threshold, torch.full((), 1 / (1 - rate), device=device))
 
     def at(self, first: int, count: int) -> "Dropout":
-        """That of `count` places from `first` on."""
+        """The masks of `count` places, from place `first` on."""
         return self._replace(seeds=self.seeds[:, first : first + count])
 
     def __call__(self, x: Tensor, place: int) -> Tensor:
-        """`x` (B, T, H) with some numbers zeroed and the others scaled."""
+        """`x` (B, T, H) with some activations zeroed and the others scaled."""
         number = torch.arange(x.shape[1] * x.shape[2], device=x.device).view(1, *x.shape[1:])
         bits = _scramble(number ^ self.seeds[:, place, None, None])
         return torch.where(bits < self.threshold, 0.0, x * self.scale).to(x.dtype)
 
 
 def _scramble(numbers: Tensor) -> Tensor:
-    """Numbers below 2^31 (int64) to others, each bit of which depends on all bits: rounds of shift and multiply."""
+    """Hash numbers below 2^31 (int64) to others, whose bits depend on all bits: rounds of shift and multiply."""
     for factor in _FACTORS:
         numbers = (numbers ^ (numbers >> 15)) * factor & (2**_BITS - 1)
     return numbers ^ (numbers >> 16)

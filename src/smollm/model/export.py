@@ -21,7 +21,7 @@ def write_model(
         config: shape of the model.
         weights: by Hugging Face name; stored in bfloat16.
         tokenizer: its ids are a prefix of the model's vocabulary.
-        end_of_text_id: ends a document; also the first token, as SmolLM has it.
+        end_of_text_id: ends a document; also the beginning-of-sequence token, as in SmolLM.
     """
     directory.mkdir(parents=True, exist_ok=True)
     half = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in weights.items()}

@@ -1,9 +1,8 @@
 """The model's loss on an NVIDIA GPU in bfloat16, with fewer passes over memory.
 
-The same computation as `model`'s, which stays the reference: under autocast both keep the residual
-stream and the norms in float32 and multiply in bfloat16. Here queries, keys and values are one
-product, gate and up another; what lies between the products is done by `kernels`, the loss by
-`linear_cross_entropy`.
+The same computation as in `llama`, which is the reference: under autocast both keep the residual stream and the norms
+in float32 and multiply in bfloat16. Here queries, keys and values are one matrix product, gate and up another; the
+operations between the products are done by `kernels`, the loss by `linear_cross_entropy`.
 
 Legend: B batch, T time, R rows (B*T), H hidden, N query heads, K key-value heads, D head size.
 """
@@ -27,24 +26,24 @@ _GROUPS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-"""A block's matrices, by the product that they take part in."""
+"""A block's matrices; those of a group are multiplied as one."""
 
 
 def fits(config: ModelConfig, hardware: Hardware) -> bool:
-    """Whether the kernels can be used: an NVIDIA GPU with bf16 products, and heads of a size that they cut well."""
+    """Whether the kernels can be used: they need an NVIDIA GPU, bf16, Triton, and a head size that they support."""
     return (
         hardware.compile
         and hardware.device.type == "cuda"
         and hardware.precision is Precision.BF16
         and importlib.util.find_spec("triton") is not None
-        # what Triton builds the calls of its kernels with
+        # Triton compiles the launchers of its kernels with it
         and any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang")))
         and config.head_dim in (32, 64, 128)
     )
 
 
 class FusedKernels:
-    """Computes a model's loss, and its logits with a cache, by the kernels."""
+    """Computes a model's loss, and its logits with a cache, with the Triton kernels."""
 
     def loss(self, model: LlamaForCausalLM, ids: Tensor, targets: Tensor) -> Tensor:
         """As `LlamaForCausalLM.loss`."""
@@ -63,7 +62,7 @@ class FusedKernels:
 
 
 def hidden_states(model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-    """What the output projection is applied to after `ids` (B, T): normed, (R, H) bfloat16."""
+    """The input of the output projection for `ids` (B, T): normed, (R, H) bfloat16."""
     from smollm.model.kernels import AddNorm, GatedMLP, RotatedHeads
 
     config, body, (batch, time) = model.config, model.model, ids.shape
@@ -93,10 +92,10 @@ def hidden_states(model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache | N
 
 
 def half_weights(block: nn.Module) -> tuple[Tensor, ...]:
-    """A block's, in bfloat16: queries, keys and values; attention's output; gate and up; down.
+    """A block's weights in bfloat16: queries, keys and values; attention's output; gate and up; down.
 
-    One block's at a time, so that its gradient is there, and on its way to other processes, while the blocks below
-    compute theirs.
+    Copied one block at a time, so that a block's gradient is ready, and can be sent to other processes, while the
+    blocks below still compute theirs.
     """
     from smollm.model.kernels import HalfWeights
 

@@ -17,8 +17,8 @@ class Sampler:
     """Continues each prompt by `sample_tokens` tokens, or up to the end-of-text token.
 
     All prompts advance together, one position at a time: a row takes its prompt's token while it
-    has one, and a sampled token afterwards. On an NVIDIA GPU the first position is captured, and
-    replayed for all others: launched one by one, its hundreds of small kernels take ten times as long.
+    has one, and a sampled token afterwards. On an NVIDIA GPU one position is captured as a CUDA graph and
+    replayed for all: launched one by one, its hundreds of small kernels take ten times as long.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Sampler:
             tensor.zero_()
 
     def _advance(self) -> None:
-        """Compute one position, and fill in the ids of the next."""
+        """Compute one position, and write the ids of the next."""
         here = self._cache.length.view(1)
         with self.model.uncompiled():  # one position is not worth compiling for
             logits = self.model(self._ids.index_select(1, here), self._cache)[:, -1, : self._known].float()  # (B, V)
@@ -78,13 +78,13 @@ class Sampler:
         self._ids.index_copy_(1, here, following)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        """One position, to be replayed: where it is and what it reads and writes is all on the device."""
+        """Capture one position, to be replayed: its index and all that it reads and writes are on the device."""
         self._rewind()
         with self.hardware.autocast():
-            self._advance()  # loads what must not be loaded while it is captured
+            self._advance()  # loads kernels, which must not be loaded during the capture
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
-        # weights that autocast cached before would stay as they are now: it begins within
+        # autocast begins inside the capture: weights that it had cached before would never be updated
         with torch.cuda.graph(graph, capture_error_mode="thread_local"), self.hardware.autocast():
             self._advance()
         return graph
@@ -94,7 +94,7 @@ def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Gene
     """Draw one id a row, (B, 1), from the `top_k` likeliest of `logits` (B, V)."""
     best, ids = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
     probabilities = torch.softmax(best / temperature, dim=-1)
-    # as torch.multinomial draws, but numbers that are not finite are no error here: the loss finds them
+    # as in torch.multinomial, except that non-finite logits raise no error here: the loss reports them
     waits = torch.empty_like(probabilities).exponential_(generator=generator)
     return ids.gather(-1, (probabilities / waits).argmax(dim=-1, keepdim=True))
 

@@ -1,7 +1,7 @@
-"""Triton kernels for the parts of a Llama's blocks that move memory rather than multiply, with their gradients.
+"""Triton kernels for the memory-bound parts of a Llama's blocks, with their gradients.
 
-Each class is one step of the model as `fused` strings them together; `model` is the reference that
-the tests compare them with. Needs Triton: import it where there is an NVIDIA GPU only.
+Each class is one operation; `fused` chains them to a forward pass. Tests compare them with `llama`, the reference.
+Needs Triton: import it only where there is an NVIDIA GPU.
 
 Legend: B batch, T time, R rows (B*T), H hidden, N query heads, K key-value heads, D head size,
 F MLP width.
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 _BLOCK = 2048
-"""Numbers of a row of the MLP that one program handles."""
+"""Elements of an MLP row that one Triton program handles."""
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def _add_norm(x, added, weight, total, normed, inverse, eps, ADDS: tl.constexpr,
 
 @triton.jit
 def _add_norm_gradient(
-    of_normed, of_total, total, weight, inverse, of_x, of_added, of_weight, rows,
+    grad_normed, grad_total, total, weight, inverse, grad_x, grad_added, grad_weight, rows,
     FLOWS: tl.constexpr, ADDS: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr,
     TIMES: tl.constexpr,
 ):  # fmt: skip
@@ -47,18 +47,18 @@ def _add_norm_gradient(
         row = (first + turn * LINES + tl.arange(0, LINES))[:, None]
         inside = (at < H) & (row < rows)
         here = row * H + at
-        incoming = tl.load(of_normed + here, mask=inside, other=0.0).to(tl.float32)
+        incoming = tl.load(grad_normed + here, mask=inside, other=0.0).to(tl.float32)
         scale = tl.load(inverse + row, mask=row < rows, other=0.0)
         unit = tl.load(total + here, mask=inside, other=0.0).to(tl.float32) * scale
         sums += incoming * unit
         incoming = incoming * factors
         gradient = scale * (incoming - unit * (tl.sum(incoming * unit, 1, keep_dims=True) / H))
         if FLOWS:
-            gradient += tl.load(of_total + here, mask=inside, other=0.0).to(tl.float32)
-        tl.store(of_x + here, gradient, mask=inside)
+            gradient += tl.load(grad_total + here, mask=inside, other=0.0).to(tl.float32)
+        tl.store(grad_x + here, gradient, mask=inside)
         if ADDS:
-            tl.store(of_added + here, gradient, mask=inside)
-    tl.store(of_weight + tl.program_id(0) * H + at, tl.sum(sums, 0, keep_dims=True), mask=at < H)
+            tl.store(grad_added + here, gradient, mask=inside)
+    tl.store(grad_weight + tl.program_id(0) * H + at, tl.sum(sums, 0, keep_dims=True), mask=at < H)
 
 
 class AddNorm(Function):
@@ -88,19 +88,19 @@ class AddNorm(Function):
         return total, normed
 
     @staticmethod
-    def backward(ctx: Any, of_total: Tensor | None, of_normed: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor) -> tuple[Tensor | None, ...]:
         total, weight, inverse = ctx.saved_tensors
         rows, width = total.shape
-        of_x = torch.empty_like(total)
-        of_added = torch.empty_like(of_normed) if ctx.adds else None
+        grad_x = torch.empty_like(total)
+        grad_added = torch.empty_like(grad_normed) if ctx.adds else None
         lines, times = 2, min(16, triton.cdiv(rows, 4096))  # enough programs for a small batch too
         programs = triton.cdiv(rows, lines * times)
-        of_weight = torch.empty(programs, width, device=total.device)
+        grad_weight = torch.empty(programs, width, device=total.device)
         _add_norm_gradient[(programs,)](
-            of_normed, of_total, total, weight, inverse, of_x, of_added, of_weight, rows,
-            of_total is not None, ctx.adds, width, triton.next_power_of_2(width), lines, times, num_warps=2,
+            grad_normed, grad_total, total, weight, inverse, grad_x, grad_added, grad_weight, rows,
+            grad_total is not None, ctx.adds, width, triton.next_power_of_2(width), lines, times, num_warps=2,
         )  # fmt: skip
-        return of_x, of_added, of_weight.sum(0), None
+        return grad_x, grad_added, grad_weight.sum(0), None
 
 
 @triton.jit
@@ -119,8 +119,8 @@ def _rotate(packed, cos, sin, times, TURNED: tl.constexpr, WIDTH: tl.constexpr, 
 
 @triton.jit
 def _rotate_back(
-    of_queries, of_keys, of_values, packed, cos, sin, times, rows, a_batch, a_head, a_time, b_batch, b_head, b_time,
-    c_batch, c_head, c_time, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, LINES: tl.constexpr,
+    grad_queries, grad_keys, grad_values, packed, cos, sin, times, rows, a_batch, a_head, a_time, b_batch, b_head,
+    b_time, c_batch, c_head, c_time, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0).to(tl.int64) * LINES + tl.arange(0, LINES))[:, None]
     half = tl.arange(0, D // 2)[None, :]
@@ -130,11 +130,11 @@ def _rotate_back(
     s = tl.load(sin + time * D + half, mask=inside, other=0.0)
     for head in tl.static_range(N + 2 * K):
         if head < N:
-            source = of_queries + batch * a_batch + time * a_time + head * a_head + half
+            source = grad_queries + batch * a_batch + time * a_time + head * a_head + half
         elif head < N + K:
-            source = of_keys + batch * b_batch + time * b_time + (head - N) * b_head + half
+            source = grad_keys + batch * b_batch + time * b_time + (head - N) * b_head + half
         else:
-            source = of_values + batch * c_batch + time * c_time + (head - N - K) * c_head + half
+            source = grad_values + batch * c_batch + time * c_time + (head - N - K) * c_head + half
         first = tl.load(source, mask=inside, other=0.0)
         second = tl.load(source + D // 2, mask=inside, other=0.0)
         here = packed + row * ((N + 2 * K) * D) + head * D + half
@@ -147,7 +147,7 @@ def _rotate_back(
 
 
 class RotatedHeads(Function):
-    """Queries, keys and values by one product, the first two turned by their positions."""
+    """Queries, keys and values by one matrix product, with rotary positions applied to queries and keys."""
 
     @staticmethod
     def forward(
@@ -156,8 +156,8 @@ class RotatedHeads(Function):
         """
         Args:
             x: (R, H) bfloat16.
-            weight: ((N+2K)*D, H) bfloat16: of queries, keys and values, one below the other.
-            cos, sin: (T, D) float32, the two halves of D alike.
+            weight: ((N+2K)*D, H) bfloat16: of queries, keys and values, concatenated.
+            cos, sin: (T, D) float32, the second half of D a copy of the first.
             batch: B.
             heads: N and K.
 
@@ -180,7 +180,7 @@ class RotatedHeads(Function):
         x, weight, cos, sin = ctx.saved_tensors
         (rows, width), size, (queries, keys) = (len(x), len(weight)), cos.shape[1], ctx.heads
         packed = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-        assert all(part.stride(-1) == 1 for part in incoming), "attention gives each head's numbers side by side"
+        assert all(part.stride(-1) == 1 for part in incoming), "attention's gradients are contiguous within a head"
         lines = 8
         _rotate_back[(triton.cdiv(rows, lines),)](
             *incoming, packed, cos, sin, incoming[0].shape[2], rows,
@@ -201,7 +201,7 @@ def _swiglu(packed, out, F: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _swiglu_gradient(packed, incoming, of_packed, F: tl.constexpr, BLOCK: tl.constexpr):
+def _swiglu_gradient(packed, incoming, grad_packed, F: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(packed + row * 2 * F + at, mask=at < F, other=0.0).to(tl.float32)
@@ -209,22 +209,22 @@ def _swiglu_gradient(packed, incoming, of_packed, F: tl.constexpr, BLOCK: tl.con
     gradient = tl.load(incoming + row * F + at, mask=at < F, other=0.0).to(tl.float32)
     share = tl.sigmoid(gate)
     silu = (gate * share).to(incoming.dtype.element_ty).to(tl.float32)
-    of_gate = gradient * up * share * (1 + gate * (1 - share))
-    tl.store(of_packed + row * 2 * F + at, of_gate, mask=at < F)
-    tl.store(of_packed + row * 2 * F + F + at, gradient * silu, mask=at < F)
+    grad_gate = gradient * up * share * (1 + gate * (1 - share))
+    tl.store(grad_packed + row * 2 * F + at, grad_gate, mask=at < F)
+    tl.store(grad_packed + row * 2 * F + F + at, gradient * silu, mask=at < F)
     tl.store(incoming + row * F + at, silu * up, mask=at < F)  # the incoming gradient is not needed again
 
 
 class GatedMLP(Function):
-    """SwiGLU and both products around it; what lies between the products is computed again for the gradient."""
+    """SwiGLU with the matrix products before and after it; the activation is recomputed in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
         """
         Args:
             x: (R, H) bfloat16.
-            inner: (2F, H) bfloat16: of the gate and of what it opens for, one below the other.
-            outer: (H, F) bfloat16.
+            inner: (2F, H) bfloat16: gate and up projection, concatenated.
+            outer: (H, F) bfloat16: down projection.
 
         Returns:
             (R, H) bfloat16.
@@ -240,22 +240,22 @@ class GatedMLP(Function):
         x, packed, inner, outer = ctx.saved_tensors
         width = outer.shape[1]
         between = incoming @ outer
-        of_packed = torch.empty_like(packed)
-        _swiglu_gradient[(len(x), triton.cdiv(width, _BLOCK))](packed, between, of_packed, width, _BLOCK)
-        of_inner = torch.empty_like(inner)
+        grad_packed = torch.empty_like(packed)
+        _swiglu_gradient[(len(x), triton.cdiv(width, _BLOCK))](packed, between, grad_packed, width, _BLOCK)
+        grad_inner = torch.empty_like(inner)
         for half in (slice(width), slice(width, None)):  # faster than both at once
-            torch.mm(of_packed[:, half].mT, x, out=of_inner[half])
-        return of_packed @ inner, of_inner, incoming.mT @ between
+            torch.mm(grad_packed[:, half].mT, x, out=grad_inner[half])
+        return grad_packed @ inner, grad_inner, incoming.mT @ between
 
 
 class HalfWeights(Function):
-    """bfloat16 copies of matrices, those of one product one below the other, made in a few kernels."""
+    """bfloat16 copies of matrices, concatenated by group, with few kernel launches."""
 
     @staticmethod
     def forward(ctx: Any, groups: list[int], *weights: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
-            groups: how many matrices each product takes, in order.
+            groups: number of matrices in each group, in order.
             weights: (rows, columns) float32 each.
 
         Returns:

@@ -1,7 +1,7 @@
-"""The output projection and its mean cross-entropy as one, without all logits in memory: a Triton kernel.
+"""Output projection and mean cross-entropy in one operation, never with all logits in memory: a Triton kernel.
 
-The plain model computes the same from its logits, and the tests compare the two. Needs Triton:
-import it where there is an NVIDIA GPU only.
+The plain model computes the same from its logits, and tests compare the two. Needs Triton:
+import it only where there is an NVIDIA GPU.
 
 Legend: R rows (batch times time), H hidden, V vocabulary.
 """
@@ -48,9 +48,9 @@ def _cross_entropy(
 
 
 class LinearCrossEntropy(Function):
-    """Mean cross-entropy of a linear layer's output, a slice of rows at a time, the gradient in the forward pass.
+    """Mean cross-entropy of a linear layer's output, by slices of rows; the forward pass computes the gradient too.
 
-    A slice's logits are turned into their gradient in place, so that no more than one slice is in memory.
+    A slice's logits are overwritten by their gradient, so that only one slice is in memory.
     """
 
     @staticmethod
@@ -60,17 +60,17 @@ class LinearCrossEntropy(Function):
             x: (R, H) bfloat16.
             weight: (V, H) float32; multiplied in bfloat16.
             targets: (R,) int64.
-            ignored: a target with this id counts for nothing.
+            ignored: targets with this id are ignored.
 
         Returns:
-            The mean over the targets that count, a float32 scalar.
+            The mean over the targets that are not ignored, a float32 scalar.
         """
         wants = ctx.needs_input_grad[0]
         half = weight.to(x.dtype)
         losses = torch.empty(len(x), device=x.device)
         share = (targets != ignored).sum().float().reciprocal()
-        of_x = torch.empty_like(x)
-        of_weight = torch.zeros_like(weight if wants else weight[:0])
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight if wants else weight[:0])
         for start in range(0, len(x), _LOGITS_ROWS):
             rows = slice(start, start + _LOGITS_ROWS)
             logits = x[rows] @ half.mT
@@ -78,13 +78,13 @@ class LinearCrossEntropy(Function):
                 logits, targets[rows], losses[rows], share, ignored, len(weight), 16384, wants, num_warps=16
             )
             if wants:
-                torch.mm(logits, half, out=of_x[rows])
-                torch.addmm(of_weight, logits.mT, x[rows], out_dtype=torch.float32, out=of_weight)
+                torch.mm(logits, half, out=grad_x[rows])
+                torch.addmm(grad_weight, logits.mT, x[rows], out_dtype=torch.float32, out=grad_weight)
         if wants:
-            ctx.save_for_backward(of_x, of_weight)
+            ctx.save_for_backward(grad_x, grad_weight)
         return losses.sum() * share
 
     @staticmethod
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        of_x, of_weight = ctx.saved_tensors
-        return of_x * incoming, of_weight * incoming, None, None
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x * incoming, grad_weight * incoming, None, None

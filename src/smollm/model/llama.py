@@ -1,7 +1,7 @@
 """The Llama: the whole model in one file, read from top to bottom.
 
-Parameter names are those of Hugging Face's `LlamaForCausalLM`, so its weights load here and ours
-load there. Architecture: arXiv:2302.13971 (Llama), arXiv:2305.13245 (grouped-query attention).
+Parameter names are those of Hugging Face's `LlamaForCausalLM`, so weights load in both
+directions. Architecture: arXiv:2302.13971 (Llama), arXiv:2305.13245 (grouped-query attention).
 
 Legend: B batch, T time, H hidden, N query heads, K key-value heads, D head size, F MLP width,
 V vocabulary.
@@ -20,15 +20,15 @@ from smollm.config.model import ModelConfig
 from smollm.model.dropout import Dropout
 
 IGNORED = -100
-"""A target with this id counts for nothing in the loss."""
+"""Targets with this id are ignored by the loss."""
 
 
 @dataclass
 class KeyValueCache:
     """Keys and values of the positions seen so far, for every layer.
 
-    Everything about it is on the device, its length too: a step with it is the same operations at
-    every position, and can be replayed.
+    All of it is on the device, its length too, so that the operations are the same at every position and can be
+    replayed from a CUDA graph.
     """
 
     keys: Tensor  # (L, B, K, T, D)
@@ -45,12 +45,12 @@ class KeyValueCache:
         return cls(keys, values, torch.zeros((), device=device, dtype=torch.long))
 
     def next(self, time: int) -> tuple[Tensor, Tensor]:
-        """The `time` positions after those filled, (time,), and which positions each may look at, (time, T)."""
+        """The `time` positions after those filled, (time,), and the mask of what each attends to, (time, T)."""
         where = self.length + torch.arange(time, device=self.length.device)
         return where, torch.arange(self.keys.shape[3], device=where.device) <= where[:, None]
 
     def extend(self, layer: int, where: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put one layer's keys and values (B, K, time, D) at the positions `where`; all of that layer's."""
+        """Store one layer's new keys and values (B, K, time, D) at positions `where`; return all of that layer's."""
         for all_of_them, new in ((self.keys[layer], keys), (self.values[layer], values)):
             all_of_them.index_copy_(2, where, new.to(all_of_them.dtype))
         return self.keys[layer], self.values[layer]
@@ -69,7 +69,7 @@ class RMSNorm(nn.Module):
 
 
 Cached = tuple[KeyValueCache, int, Tensor, Tensor]
-"""A cache, a layer, the positions to compute there and the mask of what they may look at."""
+"""A cache, a layer's index, the positions to compute and the mask of what they attend to."""
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -82,18 +82,18 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + D/2) of `x` (B, heads, T, D) by its position's angle."""
+    """Rotate each pair (i, i + D/2) of `x` (B, heads, T, D) by its position's angle."""
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (x * cos + turned * sin).to(x.dtype)
 
 
 def document_mask(ids: Tensor, end: int) -> Tensor:
-    """Which positions each may look at: itself and those before it in its own document, (B, 1, T, T) bool.
+    """What each position attends to: itself and the positions before it in its own document, (B, 1, T, T) bool.
 
     Args:
         ids: (B, T).
-        end: the id that ends a document, and belongs to it.
+        end: the id of the end-of-text token, which belongs to the document that it ends.
     """
     ends = (ids == end).long()
     number = ends.cumsum(1) - ends  # (B, T)
@@ -125,7 +125,7 @@ class Attention(nn.Module):
         if cached is not None:
             cache, layer, where, mask = cached
             key, value = (part.to(query.dtype) for part in cache.extend(layer, where, key, value))
-        elif mask is not None:  # the GPU's kernels take groups of heads or a mask
+        elif mask is not None:  # GPU attention kernels support grouped heads or a mask, not both
             key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
         mixed = functional.scaled_dot_product_attention(
             query, key, value, mask, is_causal=mask is None, enable_gqa=groups != 1
@@ -194,7 +194,7 @@ class LlamaModel(nn.Module):
         dropout: Dropout | None = None,
         recompute_activations: bool = False,
     ) -> Tensor:
-        """Hidden states (B, T, H) of `ids` (B, T), each of which looks at those before it, or as `mask` says."""
+        """Hidden states (B, T, H) of `ids` (B, T); attention is causal, or as `mask` says."""
         time = ids.shape[1]
         x = self.embed_tokens(ids)  # (B, T, H)
         if cache is None:
@@ -226,22 +226,22 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is computed. All from `recompute_activations` on leave the result as it is, up to rounding."""
+    """How a model is computed. `recompute_activations` and the fields after it change the result only by rounding."""
 
     document_end: int | None = None
-    """The id that ends a document; where set, tokens attend to their own document alone (not while sampling)."""
+    """The id of end-of-text; if set, tokens attend only to their own document (not while sampling)."""
     dropout: float = 0.0
-    """Share of the numbers zeroed in training: of the embedding's output, and of what attention and MLP add to it."""
+    """Dropout rate in training: of the embedding's output, and of what attention and MLP add to it."""
     label_smoothing: float = 0.0
-    """Share of each target's probability that training spreads over all ids (arXiv:1512.00567)."""
+    """Fraction of each target's probability that training spreads over all ids (arXiv:1512.00567)."""
     smoothed_ids: int | None = None
-    """Over the ids below this one alone, which are those that the tokenizer has."""
+    """Label smoothing spreads over the ids below this one: those that the tokenizer has."""
     recompute_activations: bool = False
-    """Whether a block's activations are computed again for the gradient, not kept (arXiv:1604.06174)."""
+    """Whether a block's activations are recomputed in the backward pass instead of kept (arXiv:1604.06174)."""
     compiled: bool = False
-    """Whether blocks, and the head with its loss, are compiled by torch.compile."""
+    """Whether blocks, and the output projection with the loss, are compiled by torch.compile."""
     kernels: Kernels | None = None
-    """What computes in place of the modules, where it is set."""
+    """If set, computes the loss and cached logits in place of the modules."""
     sharded: bool = False
     """Whether each process of a group holds some rows of each weight."""
 
@@ -268,8 +268,8 @@ class LlamaForCausalLM(nn.Module):
     def execute_as(self, execution: Execution) -> None:
         """Compute as `execution` says from now on.
 
-        Compiled by parts, one block that all layers share and the head with its loss, the first step comes after
-        seconds rather than a minute, whatever the number of layers.
+        Compilation is by part: one block, shared by all layers, and the output projection with the loss. So the first
+        step takes seconds rather than a minute, for any number of layers.
         """
         self.execution = execution
         self._head = self._head_losses
@@ -283,8 +283,8 @@ class LlamaForCausalLM(nn.Module):
     def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token that follows each of `ids` (B, T).
 
-        With a `cache`, `ids` are the positions after those that it holds: any number of them into
-        an empty cache, one at a time afterwards.
+        With a `cache`, `ids` follow the positions that it holds: any number of them for an empty cache, afterwards
+        one at a time.
         """
         assert cache is None or ids.shape[1] == 1 or cache.length == 0, "one position at a time"
         if self.execution.kernels and cache is not None:
@@ -297,7 +297,7 @@ class LlamaForCausalLM(nn.Module):
         return self._losses(ids, targets)[1]
 
     def training_loss(self, ids: Tensor, targets: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What training minimizes, with dropout and label smoothing, and the mean cross-entropy, with dropout.
+        """The objective, with dropout and label smoothing, and the mean cross-entropy, with dropout only.
 
         Args:
             ids, targets: (B, T) int64.
@@ -324,7 +324,7 @@ class LlamaForCausalLM(nn.Module):
         return self.lm_head(self.model.norm(hidden))
 
     def _head_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What training minimizes, of targets none of which is ignored, and the mean cross-entropy."""
+        """The objective, which assumes that no target is ignored, and the mean cross-entropy."""
         logits = self._logits(hidden).float().flatten(0, 1)  # (B*T, V)
         loss = functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
         if not self.execution.label_smoothing:
@@ -333,7 +333,7 @@ class LlamaForCausalLM(nn.Module):
         return torch.lerp(loss, uniform.mean(), self.execution.label_smoothing), loss
 
     def uncompiled(self) -> AbstractContextManager[object]:
-        """Run what is compiled without its compiled code, for shapes that come seldom."""
+        """Within it compiled parts run uncompiled, for shapes that are rare."""
         return torch.compiler.set_stance("force_eager") if self.execution.compiled else nullcontext()
 
     def weights(self) -> dict[str, Tensor]:

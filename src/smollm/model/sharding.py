@@ -1,8 +1,8 @@
 """Weights, gradients and moments sharded over the processes of a group: torch's FSDP2 (arXiv:2304.11277).
 
-A sharded tensor is a DTensor, of which each process holds some rows. They are gathered a block at a time, for as long
-as the block computes; gradients are averaged on their way back to the rows. Nothing outside this module needs to know
-which tensors are sharded: each function here takes both kinds, and every process of the group calls it.
+A sharded tensor is a DTensor, of which each process holds some rows. Weights are gathered one block at a time, while
+the block computes; gradients are averaged and reduced back to the rows. Code outside this module need not know which
+tensors are sharded: each function here takes both kinds, and every process of the group calls it.
 
 Legend: N matrices, n of them on this rank, rows and columns of a whole matrix.
 """
@@ -19,7 +19,7 @@ from smollm.model.llama import LlamaForCausalLM
 
 
 def shard(model: LlamaForCausalLM, group: Group, device: torch.device) -> None:
-    """Leave each process of `group` its rows, on `device`, of the weights of `model`, which are the same in all."""
+    """Shard `model`, whose weights are the same in all processes of `group`: each keeps its rows, on `device`."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -29,21 +29,21 @@ def shard(model: LlamaForCausalLM, group: Group, device: torch.device) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     for method in ("loss", "training_loss"):
         register_fsdp_forward_method(model, method)
-    assert model.execution.sharded, "what executes the model takes it for sharded"
+    assert model.execution.sharded, "the model's execution must say that it is sharded"
 
 
 def average_gradients(model: LlamaForCausalLM, now: bool) -> None:
-    """Whether the next backward pass of a sharded model averages gradients, or leaves them with their processes."""
+    """Set whether the next backward pass of a sharded model averages gradients, or each process accumulates its own."""
     cast(Any, model).set_requires_gradient_sync(now)
 
 
 def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process updates of each tensor: its rows of a sharded one, else all of it. Shares its memory."""
+    """The part of each tensor that this process updates: its rows if it is sharded, else all; shares memory with it."""
     return [cast(Any, tensor).to_local() if is_sharded(tensor) else tensor for tensor in tensors]
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all numbers of all tensors together, a scalar."""
+    """The 2-norm of all tensors as one vector, a scalar."""
     return _gather(get_total_norm(list(tensors)))
 
 
@@ -53,14 +53,14 @@ def gradient_norm(model: LlamaForCausalLM) -> Tensor:
 
 
 def load_weights(model: LlamaForCausalLM, weights: dict[str, Tensor]) -> None:
-    """Overwrite the weights of `model` by `weights`, by name, which every process holds in full."""
+    """Overwrite the weights of `model` with `weights`, by name, which every process holds in full."""
     with torch.no_grad():
         for name, parameter in model.weights().items():
             parameter.copy_(place(weights[name], parameter))
 
 
 def place(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of `value`, which every process holds in full, on the device of `parameter` and sharded as it is."""
+    """A copy of `value`, which every process holds in full, on the device of `parameter` and sharded like it."""
     value = value.to(parameter.device, copy=True)
     if not is_sharded(parameter) or value.ndim == 0:
         return value
@@ -71,11 +71,11 @@ def place(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def copy_to_host(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole copies in host memory; from a GPU all at once, into pinned memory that torch keeps for the next time.
+    """Unsharded copies in host memory; from a GPU all at once, into pinned memory that torch reuses.
 
     Args:
         tensors: by name.
-        keep: whether this process wants them; else it takes part in the gathering, and gets none.
+        keep: whether this process wants the copies; otherwise it only takes part in gathering.
     """
     copies = {}
     for name, tensor in tensors.items():
@@ -91,13 +91,13 @@ def copy_to_host(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 def map_matrices(
     function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], parameter: Tensor, group: Group
 ) -> Tensor:
-    """Apply `function` to matrices of one shape, each rank to its share of them.
+    """Apply `function` to matrices of one shape; each rank computes some of them.
 
     Args:
-        function: maps whole matrices (n, rows, columns), each by itself, to as many of that shape.
+        function: maps whole matrices (n, rows, columns), each independently, to the same shape.
         parts: what this process holds of each matrix, (rows or some of them, columns).
-        parameter: one that is sharded as the matrices are.
-        group: the processes, all of which call this.
+        parameter: one that is sharded like the matrices.
+        group: the processes; all of them call this.
 
     Returns:
         What this process holds of each result, stacked: (N, rows or some of them, columns).
@@ -106,7 +106,7 @@ def map_matrices(
         whole = gather_matrices(torch.stack(tuple(parts)), len(parameter), group)
         return scatter_rows(function(whole), len(parts), len(parts[0]), group)
     mine = parts[group.local_slice(len(parts))]
-    # a process without a share still takes part in the exchange
+    # a process without a matrix still takes part in the exchange
     done = function(torch.stack(tuple(mine or parts[:1])))
     return group.all_gather_rows(done[: len(mine)], len(parts))
 
@@ -119,7 +119,7 @@ def gather_matrices(parts: Tensor, rows: int, group: Group) -> Tensor:
         rows: of a whole matrix.
 
     Returns:
-        (n, rows, columns), n being N / size rounded up; where N ends before, the last ones are zeros.
+        (n, rows, columns), n being N / size rounded up; matrices past the N-th are zeros.
     """
     each, most = -(-len(parts) // group.size), -(-rows // group.size)
     sent = parts.new_zeros(group.size * each, most, parts.shape[2])
@@ -130,10 +130,10 @@ def gather_matrices(parts: Tensor, rows: int, group: Group) -> Tensor:
 
 
 def scatter_rows(matrices: Tensor, count: int, local_rows: int, group: Group) -> Tensor:
-    """Undo `gather_matrices`: of each of `count` matrices the rows that this process holds.
+    """Undo `gather_matrices`: return this process's rows of each of `count` matrices.
 
     Args:
-        matrices: (n, rows, columns), this process's share of them.
+        matrices: (n, rows, columns), those that this process computed.
 
     Returns:
         (count, local_rows, columns).

@@ -1,4 +1,4 @@
-"""How fast training is, in numbers: FLOPs, tokens per second, MFU, goodput. Pure."""
+"""Counts of parameters and FLOPs, and MFU. Standard library only."""
 
 import re
 
@@ -30,7 +30,7 @@ def peak_tflops(device_name: str) -> float | None:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Trained parameters, tied ones counted once."""
+    """Number of trained parameters; tied ones count once."""
     hidden, size = config.hidden_size, config.head_dim
     attention = 2 * hidden * size * (config.num_attention_heads + config.num_key_value_heads)
     block = attention + 3 * hidden * config.intermediate_size + 2 * hidden
@@ -41,8 +41,8 @@ def parameter_count(config: ModelConfig) -> int:
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """FLOPs of a forward and backward pass per token: 6 per matrix weight, 12·L·N·D·T of attention.
 
-    The counting of arXiv:2204.02311, appendix B: no discount for the causal mask, recomputation
-    not counted, the embedding counted once, as output projection.
+    Counted as in arXiv:2204.02311, appendix B: no discount for the causal mask, recomputation is
+    not counted, the embedding matrix counts once, as output projection.
     """
     untied = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
@@ -52,5 +52,5 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
 
 
 def model_flops_utilization(tokens_per_second: float, flops: float, peak: float) -> float:
-    """Share of the device's peak (in TFLOP/s) that the model's own FLOPs per token make up."""
+    """MFU: the fraction of the device's peak (in TFLOP/s) that the model's own FLOPs use."""
     return tokens_per_second * flops / (peak * 1e12)

@@ -1,5 +1,5 @@
 """Operating the pipeline: pre-flight checks, starting processes, presets, tidying up.
 
-An observer: it refuses or starts a stage and changes nothing that the stage computes, so no stage depends on it in
+An observer: it refuses or starts a stage but does not change what the stage computes, so no stage depends on it in
 dvc.yaml.
 """

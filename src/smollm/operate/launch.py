@@ -33,14 +33,14 @@ _JOIN_SECONDS = 600
 """How long machines wait for each other by default: torchrun's own figure (join_timeout in PET_RDZV_CONF)."""
 
 _ANSWER_SECONDS = 20
-"""How much longer the agent waits before it concludes that whatever listens at the port is not torchrun."""
+"""How much longer the agent waits before it concludes that the program at the port is not torchrun."""
 
 
 def run(stage: str, runtime: RuntimeConfig, sequences: int, work: Callable[[Group], None]) -> None:
-    """Call `work` in every process of the stage's group, of which this one may be the only one.
+    """Call `work` in every process of the stage's group, which may be this process alone.
 
     Args:
-        stage: its name, which is also that of its module in `stages`.
+        stage: its name, which is also the name of its module in `stages`.
         runtime: says how many processes.
         sequences: per step; the number of processes divides it.
         work: called with the group.
@@ -64,7 +64,7 @@ def count_restarts() -> int:
 
 
 def _run_agent(stage: str, processes: int, restarts: int) -> None:
-    """Start the stage's processes on this machine, and return when they have ended well."""
+    """Start the stage's processes on this machine, and return when they have all succeeded."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -73,7 +73,7 @@ def _run_agent(stage: str, processes: int, restarts: int) -> None:
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # the one line of the error says it all
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the one-line error says it all
     is_alone = "PET_NNODES" not in os.environ
     with tempfile.TemporaryDirectory() as directory:
         arguments = [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", f"--log-dir={directory}"]
@@ -98,7 +98,7 @@ def _set_defaults(processes: int, is_alone: bool) -> None:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # a stop is followed by a checkpoint
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
-        # other signals end the agent as they end a single process, or are ignored as there (`nohup`)
+        # other signals end the agent as they would a single process, or are ignored (`nohup`)
         "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT",
     }
     if is_alone:
@@ -137,14 +137,14 @@ def _limit_rendezvous(stage: str, directory: Path) -> None:
 
 
 def _describe(error: Exception) -> str:
-    """What happened, and what to do; the traceback of a process that failed by itself goes to stderr."""
+    """What happened, and what to do; the traceback of a process that failed first goes to stderr."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
     go_on = "`dvc repro` goes on from the last checkpoint"
     if isinstance(error, ChildFailedError):
-        # ranks that lose their peer fail as well, within the same second
+        # ranks that lose a peer fail as well, within the same second
         rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode > 0, _failed_at(item[1])))
         record = failure.error_file_data["message"]
         if failure.exitcode < 0:
@@ -166,7 +166,7 @@ def _describe(error: Exception) -> str:
 
 
 def _failed_at(failure: "ProcessFailure") -> float:
-    """When a process failed: as it recorded it, or in whole seconds."""
+    """When a process failed: the time that it recorded, else torchrun's, in whole seconds."""
     record = failure.error_file_data["message"]
     return float(record["extraInfo"]["timestamp"] if isinstance(record, dict) else failure.timestamp)
 

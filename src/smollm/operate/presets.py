@@ -13,10 +13,10 @@ from smollm.errors import ConfigError
 
 
 def copy(preset: Path, params: Path) -> None:
-    """Replace the settings of `params` by those of `preset`; each file keeps the comment that it begins with.
+    """Replace the settings in `params` by those in `preset`; each file keeps its own heading comment.
 
     Raises:
-        ConfigError: there is no such preset, or it holds a bad setting.
+        ConfigError: there is no such preset, or it has a bad setting.
     """
     if not preset.exists():
         names = ", ".join(sorted(path.stem for path in preset.parent.glob("*.yaml")))
@@ -40,7 +40,7 @@ def main() -> None:
     from dvc.cli import main as dvc
 
     for name in ("dvc_data.hashfile.checkout", "dvc_data.index.checkout"):
-        # before its first run an experiment warns of every output that is not there yet
+        # before the first run DVC warns about every output that does not exist yet
         logging.getLogger(name).addFilter(lambda record: "No file hash info" not in str(record.msg))
     sys.exit(dvc(["exp", "run"]))
 

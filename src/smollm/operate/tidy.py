@@ -1,8 +1,8 @@
-"""Remove states that nobody goes on with: ``python -m smollm.operate.tidy``, the last step of `make repro`.
+"""Remove live states that nothing will resume: ``python -m smollm.operate.tidy``, the last step of `make repro`.
 
-DVC restores the result of values that ran before without starting a stage, so that no stage can. To be run when
-`dvc repro` has brought everything up to date: what an edit has abandoned is left but for the newest of each stage,
-which are named. With names of states (`make drop STATE=pretrain/...`) those are removed, and nothing else.
+Stages remove such states themselves, but DVC restores known results without starting a stage. So run this when
+`dvc repro` has brought everything up to date: of the states that an edit abandoned, the newest of each stage stay, and
+are named; the others are removed. With names of states (`make drop STATE=pretrain/...`) only those are removed.
 """
 
 import sys
@@ -21,7 +21,7 @@ from smollm.tracking.store import Store
 
 
 def tidy(names: list[str]) -> None:
-    """Remove the states of these names; without names, those that nobody goes on with."""
+    """Remove the states with these names; without names, those that nothing will resume."""
     workspace = Workspace.find(Path.cwd())
     store = Store.of(workspace.root)
     closed: list[Path] = []

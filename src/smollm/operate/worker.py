@@ -1,4 +1,4 @@
-"""One of several processes that train together: does its part, and ends when the others must end.
+"""One of several processes that train together: does its part, and ends when the group ends.
 
 The first error that a user can fix, in any rank, ends all of them on all machines with the same line. A lost process
 ends its peers, so that their agent restarts all of them.
@@ -29,13 +29,13 @@ REPORT = "report.json"
 """The error that ends the group, in torchrun's log directory of the attempt."""
 
 _GRACE_SECONDS = 5
-"""How long a process may take to end by itself once it knows that the group is ending."""
+"""How long a process may take to end once it knows that the group is ending."""
 
 _CLOSE_SECONDS = 60
 """How long a rank that is done may take to leave the group."""
 
 _RANK_ZERO_SECONDS, _RANK_ZERO_SAVING_SECONDS = 90.0, 600.0
-"""How long a failed rank lets rank 0, which tells MLflow and may save first, report the same error."""
+"""How long a failed rank waits for rank 0, which informs MLflow and may save first, to report the same error."""
 
 
 def run_worker(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
@@ -63,7 +63,7 @@ def run_worker(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
 
 
 def _fail(message: str, trace: str = "") -> NoReturn:
-    """End this process, and leave in torchrun's error file why; torchrun restarts the group if it may."""
+    """End this process with the reason in torchrun's error file; torchrun restarts the group if restarts are left."""
     details = {"py_callstack": trace, "timestamp": time.time()}
     path = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
     with suppress(OSError):  # a full disk costs the message
@@ -75,12 +75,12 @@ def _fail(message: str, trace: str = "") -> NoReturn:
 class _Watch:
     """A thread that ends its process when the agent or a peer is gone, or when a rank has announced an error.
 
-    A GPU waits forever for a peer that is gone, and does not see a signal.
+    A process that waits for a lost peer on the GPU waits forever, and handles no signal.
     """
 
     def __init__(self) -> None:
         self.is_ending = threading.Event()
-        """Set when the main thread is about to end the process by itself."""
+        """Set when the main thread is about to end the process anyway."""
         self._agent = os.getppid()
         self._group: Group | None = None
         self._peers: list[int] = []
@@ -93,12 +93,12 @@ class _Watch:
         self._group = group
 
     def report(self, error: PipelineError) -> NoReturn:
-        """Have all ranks, and the agents of all machines, end with `error`; then end this process."""
+        """Make all ranks, and the agents of all machines, end with `error`; then end this process."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the agent sends them once it ends
         report = json.dumps({"message": str(error), "exit_code": error.exit_code})
         if self._group is not None:
-            # rank 0 has more to do about an error that all ranks have: it saves, and tells MLflow
+            # an error that all ranks have takes rank 0 longer: it saves, and informs MLflow
             saves = isinstance(error, Interrupted | NonFinite)
             if not self._group.is_rank_zero:
                 self._is_announced.wait(_RANK_ZERO_SAVING_SECONDS if saves else _RANK_ZERO_SECONDS)

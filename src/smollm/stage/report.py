@@ -1,7 +1,7 @@
 """A finished stage's reports, written from its journal: tables, curves, samples and the log.
 
-Losses and samples are the same bit for bit in every run of the same stage on the same CPU; speed
-and time are not, and are kept in files apart.
+Losses and samples are the same bit for bit in every run of the same stage on the same CPU. Speed
+and time are not, and have files of their own.
 """
 
 import csv
@@ -32,7 +32,7 @@ def write_training(directory: Path, title: str, records: list[Record], metrics: 
         directory: ``reports/<stage>``.
         title: of the loss curve.
         records: the whole journal.
-        metrics: those of `training_metrics`, and more that are the same in every run.
+        metrics: from `training_metrics`, and others that are the same in every run.
     """
     for name, (kind, columns) in _COLUMNS.items():
         rows: list[tuple[Any, ...]] = [(r.step, *(r.values.get(c) for c in columns)) for r in records if r.kind == kind]
@@ -58,13 +58,13 @@ def training_metrics(records: list[Record], best_step: int, exported_step: int) 
 
     Args:
         records: the whole journal.
-        best_step, exported_step: of the state with the best validation, and of the one that becomes the model.
+        best_step, exported_step: step of the best validation, and of the state that becomes the model.
     """
     steps = [r for r in records if r.kind == "step"]
     validations = [r for r in records if r.kind == "validation"]
     first, last = validations[0].values, validations[-1].values
     bits_per_byte = {r.step: r.values["bits_per_byte"] for r in validations}
-    of_pretrain = {
+    pretrain_values = {
         "pretrain_bits_per_byte": last.get("pretrain_bits_per_byte"),
         "initial_pretrain_bits_per_byte": first.get("pretrain_bits_per_byte"),
     }
@@ -80,7 +80,7 @@ def training_metrics(records: list[Record], best_step: int, exported_step: int) 
         "best_bits_per_byte": bits_per_byte[best_step],
         "exported_bits_per_byte": bits_per_byte[exported_step],
         "initial_bits_per_byte": first["bits_per_byte"],
-        **{name: value for name, value in of_pretrain.items() if value is not None},
+        **{name: value for name, value in pretrain_values.items() if value is not None},
         "skipped_steps": sum(r.kind == "skip" for r in records),
     }
 
@@ -101,7 +101,7 @@ def speed_metrics(records: list[Record]) -> dict[str, float]:
 
 
 def write_log(path: Path, records: list[Record]) -> None:
-    """Write the journal as lines to read, with the local time of each."""
+    """Write the journal as readable lines with local times."""
     write_atomically(path, "".join(f"{_time(record)}  {_line(record)}\n" for record in records))
 
 

@@ -31,9 +31,9 @@ class StageRun:
     artifacts: dict[str, Path] = field(default_factory=dict)
     """Files for MLflow, by their path there; added while publishing."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What run.json says beside the run's identity: speed, above all."""
+    """What run.json holds besides the run's identity: mainly speed."""
     registered_model: str | None = None
-    """Model in MLflow's registry that gets a version of this run's result."""
+    """Name in MLflow's registry that gets a version for this run's model."""
 
     @property
     def reports(self) -> Path:
@@ -59,7 +59,7 @@ def run_stage(
         name: of the stage in dvc.yaml.
         workspace: where it runs.
         tracking: settings of MLflow.
-        inputs: lists what the run starts from, for MLflow.
+        inputs: gives the settings and datasets of the run, for MLflow.
         work: fills the live state; where an earlier process was killed, it resumes from what is there.
         publish: writes the declared outputs from the live state; takes seconds.
 
@@ -86,7 +86,7 @@ def run_stage(
 
 
 def _write_run_json(run: StageRun, identity: dict[str, Any]) -> None:
-    """Write what belongs to this execution alone: its MLflow run and its speed.
+    """Write what differs from execution to execution: the MLflow run and the speed.
 
     `wall_seconds` is from the first start to the end of the work, pauses after a kill included.
     """

@@ -13,7 +13,7 @@ from smollm.state.workspace import Workspace
 from smollm.tracking import provenance
 from smollm.training.settings import Settings
 
-_OF_A_MACHINE = ("device", "processes", "max_restarts", "max_hours")
+_PER_MACHINE = ("device", "processes", "max_restarts", "max_hours")
 """Settings of the runtime that may differ between machines."""
 
 
@@ -49,7 +49,7 @@ def check_machines(settings: Settings, workspace: Workspace, group: Group) -> No
     is_first = group.local_rank == 0 and group.size > group.local_size
     dependencies = workspace.stage(settings.stage)["deps"] if is_first else []
     inputs = {path: workspace.digest(path) for path in dependencies if not path.startswith("checkpoints")}
-    runtime = {f"runtime.{k}": str(v) for k, v in asdict(settings.runtime).items() if k not in _OF_A_MACHINE}
+    runtime = {f"runtime.{k}": str(v) for k, v in asdict(settings.runtime).items() if k not in _PER_MACHINE}
     versions = {"torch": torch.__version__}
     everyone = group.all_gather({**workspace.params(settings.stage), **inputs, **runtime, **versions})
     for rank, other in enumerate(everyone):

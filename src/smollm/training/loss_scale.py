@@ -7,7 +7,7 @@ from smollm.device.hardware import Hardware
 from smollm.errors import TrainingError
 from smollm.state.journal import Journal
 
-_MOST_SKIPPED = 50
+_MAX_SKIPPED = 50
 """Skipped steps in a row before giving up: a scale of 2^16 has been halved to nothing long before."""
 
 
@@ -49,8 +49,8 @@ class LossScale:
         self._skips.add(step)
         total = sum(skipped <= step for skipped in self._skips)
         self.journal.append("skip", step, loss_scale=self.value(), total=total)
-        if self._in_a_row == _MOST_SKIPPED:
+        if self._in_a_row == _MAX_SKIPPED:
             raise TrainingError(
-                f"{self.stage}: the gradient must be finite at some loss scale, got {_MOST_SKIPPED} steps "
+                f"{self.stage}: the gradient must be finite at some loss scale, got {_MAX_SKIPPED} steps "
                 f"in a row without, up to step {step}; set runtime.precision to fp32 or bf16"
             )

@@ -15,7 +15,7 @@ from smollm.model.llama import LlamaForCausalLM
 from smollm.tracking import announce
 from smollm.training.batches import Batches
 
-_MOST_TOKENS = {"cuda": 65_536, "mps": 16_384, "cpu": 16_384}
+_MAX_TOKENS = {"cuda": 65_536, "mps": 16_384, "cpu": 16_384}
 """Tokens in one forward pass; more cost memory and gain no speed."""
 
 
@@ -46,7 +46,7 @@ class MicroBatchSearch:
         Raises:
             TrainingError: not even the smallest, or the wanted one, fits into memory.
         """
-        most = _MOST_TOKENS[self.hardware.device.type]
+        most = _MAX_TOKENS[self.hardware.device.type]
         sizes = candidates(self.share, self.batches.length, most) if isinstance(self.wanted, Auto) else [self.wanted]
         waiting = list(sizes)
         while waiting:
@@ -130,8 +130,8 @@ class MicroBatchSearch:
         if self.hardware.device.type != "cuda":
             return []
         # AdamW's two moments, and the accumulated gradient, or the one that is being averaged
-        numbers = 3 if size < self.share or self.group.size > 1 else 2
-        return [torch.empty_like(weight) for weight in model.parameters() for _ in range(numbers + self.averages)]
+        copies = 3 if size < self.share or self.group.size > 1 else 2
+        return [torch.empty_like(weight) for weight in model.parameters() for _ in range(copies + self.averages)]
 
     def _try(self, model: LlamaForCausalLM, size: int, _beside: Sequence[torch.Tensor] = ()) -> None:
         """Compute the gradient of `size` sequences, while other tensors are in memory."""

@@ -67,11 +67,11 @@ class Step:
         if self._captures and self._warm_ups == 0 and self._graphs is None:
             self._capture(batch)
         if self._graphs is None:
-            self._numbers = self._gradient(batch.to(self.hardware.device, non_blocking=True), seeds)
+            self._loss_and_norm = self._gradient(batch.to(self.hardware.device, non_blocking=True), seeds)
         else:
             self._batch.copy_(batch, non_blocking=True)
             self._graphs[0].replay()
-        return self._numbers
+        return self._loss_and_norm
 
     def update(self, rate: float, skip: bool = False) -> None:
         """Clip the gradient, step with learning rate `rate`, clear the gradient.
@@ -121,7 +121,7 @@ class Step:
         return nullcontext() if is_last or self._averaged is None else self._averaged.no_sync()
 
     def _update(self) -> None:
-        clip_grads_with_norm_(self.model.parameters(), self.gradient_clip, self._numbers[1])
+        clip_grads_with_norm_(self.model.parameters(), self.gradient_clip, self._loss_and_norm[1])
         for part in self.optimizer.parts:
             self.scaler.step(part)
 
@@ -131,7 +131,7 @@ class Step:
         graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # other threads keep using the GPU: one writes checkpoints
         with torch.cuda.graph(graphs[0], capture_error_mode="thread_local"):
-            self._numbers = self._gradient(self._batch)
+            self._loss_and_norm = self._gradient(self._batch)
         with torch.cuda.graph(graphs[1], pool=graphs[0].pool(), capture_error_mode="thread_local"):
             self._update()
         self._graphs = graphs

@@ -35,7 +35,7 @@ from smollm.training.speed import SpeedMeter
 from smollm.training.step import Step
 from smollm.training.stop import StopSignal
 
-_STALLED = 5
+_STALLED_AFTER = 5
 """Validations in a row without a new best, after which a line says so."""
 
 
@@ -174,9 +174,9 @@ class Trainer:
         """
         step = self.step + 1
         seeds = self._reader.dropout_seeds(self.done + 1) if self.settings.training.dropout else None
-        numbers = self._step.gradient(self._reader.read(self.done + 1), seeds)
+        loss_and_norm = self._step.gradient(self._reader.read(self.done + 1), seeds)
         self._reader.prefetch(self.done + 2)
-        loss, norm = (self.group.sum(numbers.clone()) / self.group.size).tolist()
+        loss, norm = (self.group.sum(loss_and_norm.clone()) / self.group.size).tolist()
         has_overflowed = not math.isfinite(norm)
         if not math.isfinite(loss) or (has_overflowed and not self.loss_scale.is_used):
             self.assembly.optimizer.zero_grad()
@@ -210,18 +210,18 @@ class Trainer:
     def _validate(self) -> None:
         with self._averaged_weights():
             result = self._evaluator(self.model)
-            of_pretrain = {}
+            pretrain_values = {}
             if self._pretrain_evaluator is not None:
                 other = self._pretrain_evaluator(self.model)
-                of_pretrain = {"pretrain_loss": other.loss, "pretrain_bits_per_byte": other.bits_per_byte}
+                pretrain_values = {"pretrain_loss": other.loss, "pretrain_bits_per_byte": other.bits_per_byte}
         self._record_ranks(result.tokens_per_second)
         if not math.isfinite(result.loss):
             raise self._non_finite(
                 self.step, f"the validation loss must be finite, got {result.loss} after step {self.step}"
             )
         self.best = best = best_after(self.best, self.step, result.bits_per_byte)
-        if best.since == _STALLED:
-            line = announce.validation_stalled(_STALLED, best.step, best.bits_per_byte, result.bits_per_byte)
+        if best.since == _STALLED_AFTER:
+            line = announce.validation_stalled(_STALLED_AFTER, best.step, best.bits_per_byte, result.bits_per_byte)
             self.records.log(line, self.step)
         self.journal.append(
             "validation",
@@ -230,7 +230,7 @@ class Trainer:
             bits_per_byte=result.bits_per_byte,
             best_bits_per_byte=best.bits_per_byte,
             best_step=best.step,
-            **of_pretrain,
+            **pretrain_values,
         )
 
     def _record_ranks(self, tokens_per_second: float) -> None:
@@ -243,7 +243,7 @@ class Trainer:
         everyone = self.group.all_gather((tokens_per_second, self.hardware.peak_memory_gib()))
         speeds, memory = ([values[index] for values in everyone] for index in (0, 1))
         slowest = min(range(self.group.size), key=lambda rank: speeds[rank])
-        of_speed = {
+        rank_speeds = {
             "slowest_rank": slowest,
             "slowest_tokens_per_second": speeds[slowest],
             "fastest_tokens_per_second": max(speeds),
@@ -251,7 +251,7 @@ class Trainer:
         self.journal.append(
             "ranks",
             self.step,
-            **({} if self.model.execution.sharded else of_speed),
+            **({} if self.model.execution.sharded else rank_speeds),
             least_memory_gib=min(memory),
             most_memory_gib=max(memory),
         )
