@@ -34,7 +34,7 @@ TEXTS = {
 
 
 def config(source: TokenizerSource, vocab_size: int = 320, file: str | None = None) -> TokenizerConfig:
-    return TokenizerConfig(source, vocab_size, 1.0, END, file, None, None)
+    return TokenizerConfig(source, vocab_size, 0, 1.0, END, file, None, None)
 
 
 def one_line(caught: pytest.ExceptionInfo[CorpusError]) -> str:
@@ -54,6 +54,12 @@ def test_merges_are_learned_from_the_documents() -> None:
     tokenizer = train(DOCUMENTS, 400, END)
     assert len(tokenizer.encode("the mat").ids) == 2
     assert len(tokenizer.encode("xqzkwj").ids) == 6
+
+
+def test_pairs_that_are_too_rare_become_no_token() -> None:
+    tokenizer = train(["ab " * 20 + "cd " * 10], 400, END, min_frequency=15)
+    assert len(tokenizer.encode("ab").ids) == 1
+    assert len(tokenizer.encode("cd").ids) == 2
 
 
 def test_digits_are_apart() -> None:

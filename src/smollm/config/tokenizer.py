@@ -23,6 +23,11 @@ class TokenizerConfig:
     source: TokenizerSource
     vocab_size: Annotated[int, at_least(257)]
     """Tokens to train: 256 bytes, the end-of-text token and merges (source: train)."""
+    min_frequency: Annotated[int, at_least(0)]
+    """How often a pair of tokens must occur in that text to become a token of its own (source: train).
+
+    So the vocabulary follows the size of the text: a token seen a few times teaches the model nothing.
+    """
     train_megabytes: Annotated[float, above(0)]
     """How much of the training text the merges are learned from, in MB (source: train)."""
     end_of_text: Annotated[str, NOT_EMPTY]

@@ -11,13 +11,14 @@ from smollm.errors import CorpusError
 from smollm.state.tokens import as_plain_text
 
 
-def train(documents: Iterable[str], vocab_size: int, end_of_text: str) -> Tokenizer:
+def train(documents: Iterable[str], vocab_size: int, end_of_text: str, min_frequency: int = 0) -> Tokenizer:
     """Train a byte-level BPE tokenizer like SmolLM's: single digits, GPT-2's word pattern.
 
     Args:
         documents: the text to train on.
         vocab_size: upper limit; a small text may yield fewer tokens.
         end_of_text: the only special token, id 0.
+        min_frequency: how often a pair must occur to be merged.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -26,6 +27,7 @@ def train(documents: Iterable[str], vocab_size: int, end_of_text: str) -> Tokeni
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
+        min_frequency=min_frequency,
         special_tokens=[end_of_text],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -41,7 +43,8 @@ def obtain(config: TokenizerConfig, documents: Iterable[str], workspace: Path) -
         CorpusError: it cannot be loaded, or is not byte-level BPE with an end-of-text token.
     """
     if config.source is TokenizerSource.TRAIN:
-        return check(train(documents, config.vocab_size, config.end_of_text), config.end_of_text, "tokenizer")
+        tokenizer = train(documents, config.vocab_size, config.end_of_text, config.min_frequency)
+        return check(tokenizer, config.end_of_text, "tokenizer")
     if config.source is TokenizerSource.FILE:
         assert config.file is not None
         return load(workspace / config.file, config.end_of_text)
