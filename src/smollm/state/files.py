@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, brought to the disk, linked, digested."""
+"""Files and folders: atomic writes, fsync, links, permissions, hashes."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What a file system answers that has no fsync, of folders above all (CIFS, FUSE)."""
+"""Errors of a file system without fsync, usually of folders (CIFS, FUSE)."""
 
 
 def _umask() -> int:
@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync(descriptor: int) -> bool:
-    """Bring an open file or folder to the disk, so that it survives a power cut; False where that is unsupported."""
+    """Flush an open file or folder to the disk, to survive a power cut; returns False if that is unsupported."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -65,7 +65,7 @@ def sync(descriptor: int) -> bool:
 
 
 def sync_directory(path: Path) -> bool:
-    """Make the names in a folder survive a power cut; False where the file system cannot."""
+    """Make the names in a folder survive a power cut; returns False if the file system cannot."""
     with disk_errors(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -75,12 +75,12 @@ def sync_directory(path: Path) -> bool:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file that a library made private the permissions that any new file has."""
+    """Give a file that a library created as private the permissions of any new file."""
     path.chmod(0o666 & ~_UMASK)
 
 
 def file_stats(directory: Path) -> Iterator[os.stat_result]:
-    """What the system knows of each file below `directory`; those that vanish meanwhile are passed over."""
+    """The `stat` of each file below `directory`; files that vanish meanwhile are skipped."""
     for folder, _, names in os.walk(directory):
         for name in names:
             with suppress(OSError):
@@ -109,7 +109,7 @@ def replace_directory(source: Path, target: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Have an error of the disk name `path`, also where a library tells it in words (`... (os error 28)`).
+    """Make errors of the disk name `path`, also those that a library reports as text (`... (os error 28)`).
 
     Raises:
         OSError: with the number of the error and a file.

@@ -1,4 +1,4 @@
-"""The append-only record of a running stage: the only source of its reports and its tracking.
+"""The append-only record of a running stage, from which its reports and its MLflow run are made.
 
 One JSON object a line. A training step is recorded once: when a resumed stage computes a step
 again that was recorded before the kill, the first record stands.
@@ -20,13 +20,13 @@ EVENT = "event"
 """Kind of the records that are a line of the training log; any number may share a step."""
 
 COMPLETE = "complete"
-"""Kind of the record that the work is done; only its outputs may be missing after it."""
+"""Kind of the record that the work is done; only the outputs may be missing after it."""
 
 END = "end"
 """Kind of the record of a training stage's last step, and why it is the last."""
 
 HARDWARE = "hardware"
-"""Kind of the record of what a start of the stage runs on; the newest says what goes on."""
+"""Kind of the record of what a start of the stage runs on; the newest one is current."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise StateError(
                     f"{path}: must hold a record in each line, got another at byte {offset}; remove {path.parent} to "
-                    "begin the stage anew"
+                    "start the stage over"
                 ) from None
             offset += len(line)
             yield record, offset
@@ -107,7 +107,7 @@ class Journal:
         return [record for record, _ in read(self.path)]
 
     def sync(self) -> None:
-        """Bring everything recorded so far to the disk.
+        """Flush everything recorded so far to the disk.
 
         Raises:
             OSError: the disk refuses.

@@ -1,10 +1,10 @@
 """The live state of a stage: everything it writes while it runs, in ``.resume/<stage>/<fingerprint>/``.
 
 DVC deletes a stage's outputs before it starts it, so what must survive a kill lives here, unknown to DVC. The
-fingerprint covers the stage's command, its dependencies and its parameters as dvc.yaml names them: a stage that is
-started with the same three goes on where it was, any other one starts from its beginning, in another folder. Three
-things protect a state: its lock (`lock`) from a second process, its fingerprint from being taken for another's, and
-`saved` from being removed while it is worth going back to.
+fingerprint covers the stage's command, its dependencies and its parameters as dvc.yaml names them: a stage started with
+the same three resumes, and any other starts from its beginning in a folder of its own. Three things protect a state:
+its lock (`lock`) keeps a second process out, its fingerprint keeps it from being used for other inputs, and `saved`
+keeps it from being removed while it is worth going back to.
 """
 
 import shutil
@@ -23,14 +23,14 @@ from smollm.state.saved import VERSION, SavedState, abandoned_states, remove_unn
 from smollm.state.workspace import Workspace
 
 _DYING_SECONDS = 30.0
-"""How long a killed process may keep its lock, until the disk has taken what it was writing."""
+"""How long a killed process may hold its lock: until the disk has taken what it was writing."""
 
 _SILENT_SECONDS, _UNSEEN_SECONDS = 3600.0, 60.0
-"""How long a process of another workspace may write nothing to the state that is waited for, and how long one of
-another machine whose lock cannot be seen."""
+"""How long to wait for a process of another workspace that writes nothing to the state, and for one of another machine
+whose lock cannot be seen."""
 
 _REMINDER_SECONDS = 600.0
-"""How often it is said that a stage still waits."""
+"""Time between two lines that say that a stage is still waiting."""
 
 
 class LiveState:
@@ -56,8 +56,8 @@ class LiveState:
             stage: name in dvc.yaml.
             workspace: where it runs.
             say: prints a line for the user.
-            on_removal: called with the folder of each state that nobody goes on with before it is removed; an
-                OSError keeps it.
+            on_removal: called with the folder of each state that nobody will resume before it is removed; an
+                OSError keeps the state.
         """
         self.stage, self.workspace, self._say = stage, workspace, say
         self.inputs = workspace.inputs(stage)
@@ -98,18 +98,18 @@ class LiveState:
         (self.directory / "complete").touch()
 
     def mark_incomplete(self) -> None:
-        """Have the work gone on with: what was done is damaged."""
+        """Have the next start do the work again from its last checkpoint, because the result is damaged."""
         (self.directory / "complete").unlink(missing_ok=True)
 
     def abandoned(self) -> list[SavedState]:
-        """States of the stage that an edit made another one of; undone, the stage goes on with them."""
+        """States of the stage from before an edit; when the edit is undone, the stage resumes from them."""
         return abandoned_states(self.workspace, self.stage, self.directory)
 
     def check_unchanged(self) -> None:
         """
         Raises:
-            StateError: code, inputs or params are no longer those that the stage started with. DVC
-                would record the new ones with the result of the old ones.
+            StateError: code, inputs or params changed since the stage started. DVC would record the new ones with the
+                result of the old ones.
         """
         now = replace(self.workspace, values=None)
         if now.fingerprint(self.stage, now.inputs(self.stage)) != self.fingerprint:
@@ -119,7 +119,7 @@ class LiveState:
             )
 
     def _refuse_a_second_process(self) -> None:
-        """Refuse to run beside a process of this workspace that is at the stage, such as an orphan of a killed DVC."""
+        """Refuse to run while another process of this workspace runs the stage, such as an orphan of a killed DVC."""
         deadline = time.monotonic() + _DYING_SECONDS
         while (holder := self._process_of_this_workspace()) is not None:
             if time.monotonic() > deadline:

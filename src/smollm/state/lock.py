@@ -1,8 +1,8 @@
-"""Which process has a folder of live state: the kernel's lock on the file ``lock`` in it, which also names the process.
+"""Which process holds a state: the one with the kernel's lock on the file ``lock`` in its folder, which also names it.
 
-The kernel frees the lock when its process ends, however it ends. Where the file system has no locks (NFS without
-lockd, some mounts of Lustre, CIFS and FUSE), a file ``claim`` names the process instead: one of this machine is looked
-up; one of another machine cannot be, and passes for alive while the folder changes.
+The kernel releases the lock when the process ends, however it ends. On a file system without locks (NFS without lockd,
+some mounts of Lustre, CIFS and FUSE), the file ``claim`` names the process instead. Whether a process of this machine
+is alive can be looked up; one of another machine counts as alive while files in the folder change.
 """
 
 import errno
@@ -29,11 +29,11 @@ LOCK_FILES = ("lock", "claim")
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 _CLAIM_SECONDS = 0.5
-"""Longer than a process needs from seeing that nobody claims a state to having written its own claim."""
+"""Longer than a process takes from reading that nobody claims a state to writing its own claim."""
 
 
 _CLOCK_SECONDS = 60.0
-"""How far the machine's clock may be set while a process lives; its start is reckoned from the clock."""
+"""How far the clock may be adjusted during a process's life: the start of a process is computed from the clock."""
 
 
 class LocksUnsupported(OSError):
@@ -41,7 +41,7 @@ class LocksUnsupported(OSError):
 
 
 def lock_file(file: IO[Any]) -> bool:
-    """Lock an open file until it is closed; False if another process has it.
+    """Lock an open file until it is closed; returns False if another process holds the lock.
 
     Raises:
         LocksUnsupported: the file system has no locks.
@@ -58,12 +58,12 @@ def lock_file(file: IO[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that has a state, or had it last."""
+    """The process that holds a state, or held it last."""
 
     workspace: str | None = None
-    """Where it runs, relative to the repository; None: it was killed before it signed."""
+    """Where it runs, relative to the repository; None if it was killed before it wrote its name."""
     pid: int = 0
-    """What to stop: of several processes that train together, the one that started them."""
+    """The process to stop: where several train together, the one that started them."""
     host: str = ""
 
     @classmethod

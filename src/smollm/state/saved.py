@@ -1,7 +1,8 @@
-"""The states below ``.resume/`` that no stage is running: which of them are kept, and which are removed.
+"""The states on the disk: which of them are kept, and which are removed.
 
-An edit gives a stage another fingerprint, and so another state; the one before is abandoned. What was trained there is
-kept, so that undoing the edit goes on with it: all of it until the stage has finished, the newest two after that.
+An edit changes a stage's fingerprint, so that it starts in a new state and abandons the one before. What was trained
+there is kept, so that the stage resumes when the edit is undone: every abandoned state until the stage has finished,
+the newest two after that.
 """
 
 import shutil
@@ -21,13 +22,13 @@ VERSION = "version.json"
 """File of a state: the stage's command, inputs and params that its fingerprint stands for."""
 
 _WORK = ("checkpoints", "data")
-"""Folders of a state that hold what a stage goes on from: what training has learned, what tokenize has encoded."""
+"""Folders of a state that a stage resumes from: checkpoints of training, encoded text of tokenize."""
 
 KEPT = 2
-"""Abandoned states of a stage that stay when it has finished with another fingerprint, the newest ones."""
+"""How many abandoned states of a stage, the newest, are kept once it has finished."""
 
 _REQUEUE_SECONDS = 7 * 24 * 3600.0
-"""DVC removes the folder of a queued experiment that was killed; it may be queued again, and then goes on."""
+"""DVC removes the folder of a queued experiment that was killed; queued again within this time, it resumes."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class SavedState:
 
     @property
     def holds_work(self) -> bool:
-        """Whether there is anything to go on with; records alone are not."""
+        """Whether there is anything to resume from; the journal alone is not enough."""
         made = (path for folder in _WORK for path in _entries(self.directory / folder))
         return self.is_complete or any(not path.name.startswith(".") for path in made)
 
@@ -71,7 +72,7 @@ class SavedState:
 
     @property
     def holder(self) -> Holder:
-        """The process that has it, or had it last."""
+        """The process that holds the state, or held it last."""
         return Holder.read(self.directory / "lock")
 
     @property
@@ -100,10 +101,10 @@ def remove_unneeded(
     on_removal: Callable[[Path], None],
     current: Path | None = None,
 ) -> None:
-    """Remove the states that nobody goes on with, unless a process has them.
+    """Remove the states that nobody will resume, unless a process holds them.
 
-    Those are the states that DVC has recorded; of a stage that has been recorded, all abandoned ones but the newest; of
-    the stage that starts, the abandoned ones without work.
+    These are: every state whose result DVC has recorded; of a stage with a recorded result, all abandoned states but
+    the newest; of the stage that starts, abandoned states with nothing to resume from.
 
     Args:
         workspace: whose dvc.lock tells what DVC has recorded.
@@ -136,7 +137,7 @@ def remove_unneeded(
 
 
 def remove(state: SavedState, on_removal: Callable[[Path], None]) -> bool:
-    """Remove a state, after a call of `on_removal` with its folder; False if a process has it.
+    """Remove a state after calling `on_removal` with its folder; returns False if a process holds it.
 
     Raises:
         OSError: of `on_removal`, or of the disk; the state is still there.
@@ -154,7 +155,7 @@ def remove(state: SavedState, on_removal: Callable[[Path], None]) -> bool:
 
 
 def _entries(directory: Path) -> list[Path]:
-    """What a folder holds, nothing where it is none; one that cannot be read raises, where glob would find it empty."""
+    """The entries of a folder, none if it does not exist. Unlike `glob`, raises if the folder cannot be read."""
     try:
         return sorted(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):

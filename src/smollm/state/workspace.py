@@ -1,4 +1,4 @@
-"""What dvc.yaml, params.yaml and dvc.lock say of a stage, and the fingerprint that follows from it."""
+"""What dvc.yaml, params.yaml and dvc.lock say about a stage, and the fingerprint computed from it."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ class Workspace:
         return cls(directory, Path(root) if root else directory)
 
     def with_params(self) -> "Workspace":
-        """The same with the params of now: a stage that is read afterwards is what its fingerprint says."""
+        """A copy that keeps the present params, whatever happens to the file later."""
         return replace(self, values=read_values(self.directory / "params.yaml"))
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Workspace:
 
     @property
     def name(self) -> str:
-        """Its path from the repository, which stays the same when both are moved or copied: ``.`` but for DVC's own."""
+        """Its path relative to the repository, the same after both were moved; ``.`` outside DVC's own folders."""
         return os.path.relpath(os.path.realpath(self.directory), os.path.realpath(self.root))
 
     def inputs(self, name: str) -> dict[str, str | None]:
@@ -54,7 +54,7 @@ class Workspace:
         return {path: self.digest(path) for path in self.stage(name)["deps"]}
 
     def digest(self, path: str) -> str | None:
-        """The md5 that DVC gives a file or a folder (its ``.dir`` form) of the workspace; None where nothing is."""
+        """The md5 that DVC gives a file or a folder (its ``.dir`` form) of the workspace; None if it does not exist."""
         absolute = self.directory / path
         try:
             is_folder = stat.S_ISDIR(absolute.stat().st_mode)
