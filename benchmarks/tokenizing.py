@@ -7,7 +7,7 @@ document is another's duplicate: as rows of JSON lines or Parquet, or one after 
 file. What is timed is the pipeline's own way from files to token files. Before and after it the bare tokenizer
 encodes 20 MB of the same documents, which are in memory already, three times; the ratio is between the two rates.
 The peak of resident memory is that of the process that tokenizes and its children, with those 20 MB in it;
-another has made corpus and tokenizer.
+another made corpus and tokenizer.
 """
 
 import argparse
@@ -39,21 +39,21 @@ ROWS_A_FILE = 20_000
 
 def documents(size: float) -> list[str]:
     """Source files of this environment, about `size` characters."""
-    found: list[str] = []
+    texts: list[str] = []
     for path in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
         text = path.read_text(encoding="utf-8", errors="ignore")
         if text.strip():
-            found.append(text)
+            texts.append(text)
             size -= len(text)
         if size < 0:
             break
-    return found
+    return texts
 
 
-def texts(given: list[str], size: float) -> Iterator[str]:
+def texts(sources: list[str], size: float) -> Iterator[str]:
     written = 0
     for number in itertools.count():
-        text = f"# copy {number // len(given)} of file {number % len(given)}\n{given[number % len(given)]}"
+        text = f"# copy {number // len(sources)} of file {number % len(sources)}\n{sources[number % len(sources)]}"
         written += len(text.encode())
         if written > size:
             return
@@ -62,11 +62,11 @@ def texts(given: list[str], size: float) -> Iterator[str]:
 
 def make(workspace: Path, kind: str, size: float) -> None:
     """Write the corpus and a tokenizer for it."""
-    given = documents(60e6)
-    tokenizer.train(given, 49_152, END).save(str(workspace / "tokenizer.json"))
+    sources = documents(60e6)
+    tokenizer.train(sources, 49_152, END).save(str(workspace / "tokenizer.json"))
     directory = workspace / "data" / "raw"
     directory.mkdir(parents=True)
-    waiting = texts(given, size)
+    waiting = texts(sources, size)
     if kind == "txt":
         with (directory / "all.txt").open("w") as file:
             file.writelines(f"{text}\n\n" for text in waiting)
@@ -89,18 +89,18 @@ def main() -> None:
     parser.add_argument("--kind", choices=("jsonl", "txt", "parquet"), default="jsonl")
     parser.add_argument("--workspace", type=Path, help="where the corpus and the token files go; a temporary folder")
     arguments = parser.parse_args()
-    given = documents(20e6)
+    sources = documents(20e6)
     size = 1e9 * arguments.gigabytes
     with tempfile.TemporaryDirectory(dir=arguments.workspace) as directory:
         workspace = Path(directory)
         maker = multiprocessing.get_context("spawn").Process(target=make, args=(workspace, arguments.kind, size))
         maker.start()
         maker.join()
-        made = tokenizer.load(workspace / "tokenizer.json", END)
-        print(f"corpus of {arguments.gigabytes:g} GB ({arguments.kind}) and tokenizer made", flush=True)
-        one = SourceConfig(CorpusSource.FILES, (f"data/raw/*.{arguments.kind}",), "text", None, _NO_HUB)
-        corpus = CorpusConfig(("stdlib",), 1e9, None, 0.02, 0.05, one, one)
-        bare = [plain_rate(made, given) for _ in range(3)]
+        bpe = tokenizer.load(workspace / "tokenizer.json", END)
+        print(f"corpus of {arguments.gigabytes:g} GB ({arguments.kind}) and tokenizer written", flush=True)
+        source_config = SourceConfig(CorpusSource.FILES, (f"data/raw/*.{arguments.kind}",), "text", None, _NO_HUB)
+        corpus = CorpusConfig(("stdlib",), 1e9, None, 0.02, 0.05, source_config, source_config)
+        bare = [plain_rate(bpe, sources) for _ in range(3)]
         memory = Memory()
         began = mark = time.perf_counter()
         done, shown = 0, 0.0
@@ -115,9 +115,9 @@ def main() -> None:
                 shown, mark = done, now
 
         source = Source("pretrain", corpus, workspace)
-        manifest = Encoder(made, END, corpus, Split(0.02)).write(workspace / "tokens", source, progress)
+        manifest = Encoder(bpe, END, corpus, Split(0.02)).write(workspace / "tokens", source, progress)
         seconds = time.perf_counter() - began
-        bare += [plain_rate(made, given) for _ in range(3)]
+        bare += [plain_rate(bpe, sources) for _ in range(3)]
     tokens = manifest["train"]["tokens"] + manifest["validation"]["tokens"]
     rate, plain = done / seconds / 1e6, statistics.median(bare)
     print(
@@ -129,17 +129,17 @@ def main() -> None:
 _NO_HUB = HubDatasetConfig(None, None, "train", None, True)
 
 
-def plain_rate(made: Tokenizer, given: list[str]) -> float:
+def plain_rate(bpe: Tokenizer, sources: list[str]) -> float:
     """MB/s of `encode_batch_fast` on documents in memory, a million characters at a time."""
     batches: list[list[str]] = [[]]
-    for text in given:
+    for text in sources:
         if sum(map(len, batches[-1])) > 1e6:
             batches.append([])
         batches[-1].append(text)
     size = sum(len(text.encode()) for batch in batches for text in batch)
     began = time.perf_counter()
     for batch in batches:
-        made.encode_batch_fast(batch, add_special_tokens=False)
+        bpe.encode_batch_fast(batch, add_special_tokens=False)
     return size / (time.perf_counter() - began) / 1e6
 
 

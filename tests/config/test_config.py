@@ -18,7 +18,7 @@ from smollm.operate.presets import copy as copy_preset
 def sections(values: object, where: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     if not isinstance(values, dict):
         return []
-    return [where, *(one for key, value in values.items() for one in sections(value, (*where, key)))]
+    return [where, *(inner for key, value in values.items() for inner in sections(value, (*where, key)))]
 
 
 SETTINGS = setting_paths(read_values(SMOLLM_135M))
@@ -88,7 +88,7 @@ def test_a_missing_setting_is_refused_in_one_line(setting: tuple[str, ...], tmp_
     assert lines == [f"params.yaml: {'.'.join(setting)} must be set, got nothing; copy it from a file in presets/"]
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda one: ".".join(one) or "top")
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: ".".join(section) or "top")
 def test_an_unknown_key_is_refused_in_one_line(section: tuple[str, ...], tmp_path: Path) -> None:
     key = ".".join((*section, "qqq"))
     lines = problems(tmp_path, {key: 1})
@@ -189,13 +189,13 @@ def test_an_impossible_value_is_refused_with_where_rule_value_and_fix(
     key: str, value: object, rule: str, tmp_path: Path
 ) -> None:
     lines = problems(tmp_path, {key: value})
-    assert len({line.partition(", got ")[0] for line in lines}) == len(lines), "no setting is told the same twice"
+    assert len({line.partition(", got ")[0] for line in lines}) == len(lines), "no setting has the same problem twice"
     line = next(line for line in lines if rule in line)
     assert line.startswith("params.yaml: ")
     where, _, rest = line.removeprefix("params.yaml: ").partition(" ")
     assert where.split("[")[0].startswith(key.rsplit(".", 1)[0])
-    said, _, fix = rest.partition("; ")
-    assert ", got " in said
+    got, _, fix = rest.partition("; ")
+    assert ", got " in got
     assert fix
 
 

@@ -1,4 +1,4 @@
-"""What `make data` says of a corpus, against the documents that it is made of."""
+"""What `make data` says of a corpus, against the documents that it is bpe of."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ TEXTS = {f"data/raw/{'a' if n % 3 else 'b'}.jsonl#{n}": f"line {n} " * (1 + n % 
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Token files of `TEXTS` for pretrain, and of a third of them for finetune."""
     root = tmp_path_factory.mktemp("data")
-    made: Tokenizer = tokenizer.check(tokenizer.train(TEXTS.values(), 300, END_OF_TEXT), END_OF_TEXT, "made here")
+    bpe: Tokenizer = tokenizer.check(tokenizer.train(TEXTS.values(), 300, END_OF_TEXT), END_OF_TEXT, "tokenizer")
     (root / "tokenizer").mkdir()
-    made.save(str(root / "tokenizer" / "tokenizer.json"))
+    bpe.save(str(root / "tokenizer" / "tokenizer.json"))
     split = Split(0.3)
     doubled = {**TEXTS, "data/raw/a.jsonl#90": "line 0 "}
     for stage, texts in (("pretrain", doubled), ("finetune", dict(list(TEXTS.items())[::3]))):
-        write_tokens(root / "tokens" / stage, TextSource(texts), made, split)
+        write_tokens(root / "tokens" / stage, TextSource(texts), bpe, split)
     return root
 
 
@@ -79,9 +79,9 @@ def test_documents_are_shown_as_the_tokens_have_them(data: Path) -> None:
 
 
 def test_the_text_and_the_picture_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
-    for name in ("one.svg", "two.svg"):
+    for name in ("a.svg", "b.svg"):
         describe.draw_lengths(tmp_path / name, directories(data))
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert describe.describe(data) == describe.describe(data)
     assert describe.describe(data, seed=1) != describe.describe(data)
 

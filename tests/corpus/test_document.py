@@ -23,13 +23,13 @@ def trained(pre_tokenizer: pre_tokenizers.PreTokenizer | None) -> Tokenizer:
     """A tokenizer learned from `CODE`; like SmolLM's, or with another `pre_tokenizer`."""
     if pre_tokenizer is None:
         return tokenizer.train([CODE], 1000, "<|endoftext|>")
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizer
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizer
     from tokenizers import trainers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator([CODE], trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet))
-    return made
+    bpe.train_from_iterator([CODE], trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet))
+    return bpe
 
 
 GPT_4O = (
@@ -55,8 +55,8 @@ SPLITS = {
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_parts_encode_to_the_ids_of_the_whole(name: str) -> None:
-    made = trained(SPLITS[name])
-    chance = random.Random(1)
+    bpe = trained(SPLITS[name])
+    rng = random.Random(1)
     pieces = [
         "word",
         "don't",
@@ -76,16 +76,16 @@ def test_parts_encode_to_the_ids_of_the_whole(name: str) -> None:
         ";",
         "#",
     ]
-    noise = "".join(chance.choice(pieces) for _ in range(20_000))
+    noise = "".join(rng.choice(pieces) for _ in range(20_000))
     comments = "".join(f"x[{n}] = {{{n}}};\n// {n}\n////\n" for n in range(2000))
-    chinese = "".join("漢字文" * chance.randrange(1, 60) + chance.choice(["\n\n", "\r\n", "。\n"]) for _ in range(300))
+    chinese = "".join("漢字文" * rng.randrange(1, 60) + rng.choice(["\n\n", "\r\n", "。\n"]) for _ in range(300))
     table = "".join(f"{n * 7919}\t{n}\n" for n in range(3000))
     for text in (CODE, noise, CODE.replace("\n", " "), CODE.replace("\n", "\r\n"), comments, chinese, table):
         parts = list(in_parts([text], 500))
         assert len(parts) > 5
         assert "".join(parts) == text
-        ids = [id for part in parts for id in made.encode(part, add_special_tokens=False).ids]
-        assert ids == made.encode(text, add_special_tokens=False).ids
+        ids = [id for part in parts for id in bpe.encode(part, add_special_tokens=False).ids]
+        assert ids == bpe.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("most", [1, 7, 100, 10_000_000])

@@ -25,9 +25,9 @@ def small_tokenizer() -> Tokenizer:
     return as_plain_text(tokenizer.train(["the quick brown fox " * 20], 300, END_OF_TEXT))
 
 
-def write(directory: Path, documents: dict[str, str], made: Tokenizer, **settings: Any) -> dict[str, Any]:
+def write(directory: Path, documents: dict[str, str], bpe: Tokenizer, **settings: Any) -> dict[str, Any]:
     corpus = replace(CORPUS, **settings)
-    return write_tokens(directory, TextSource(documents), made, corpus=corpus)
+    return write_tokens(directory, TextSource(documents), bpe, corpus=corpus)
 
 
 DOCUMENTS = {f"file{n}": f"the fox number {n} 😀\n\tjumps\n" for n in range(40)}
@@ -190,7 +190,11 @@ def test_text_that_is_cut_in_one_stage_is_no_others_unless_it_is_the_very_same(
 
 def test_the_tokenizer_learns_from_the_training_side_alone() -> None:
     source = TextSource(DOCUMENTS)
-    train = {one.document.text for one in select(source, CORPUS, Split(0.3), SelectionCounts()) if one.side == "train"}
+    train = {
+        selected.document.text
+        for selected in select(source, CORPUS, Split(0.3), SelectionCounts())
+        if selected.side == "train"
+    }
     assert set(training_texts(source, CORPUS, 1.0)) == train
     assert 0 < len(train) < len(DOCUMENTS)
 

@@ -43,9 +43,9 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
 
 @pytest.fixture
 def process(plain: Tokenizer) -> Iterator[EncodingProcess]:
-    made = EncodingProcess(plain.to_str(), "H")
-    yield made
-    made.close()
+    process = EncodingProcess(plain.to_str(), "H")
+    yield process
+    process.close()
     assert not children()
 
 
@@ -80,7 +80,7 @@ def test_the_ids_are_those_of_the_tokenizer_here(dtype: type[np.unsignedinteger]
     process = EncodingProcess(plain.to_str(), np.dtype(dtype).char)
     for texts in (ODD, [], LONG):
         ids = [encoding.ids for encoding in plain.encode_batch_fast(texts, add_special_tokens=False)]
-        assert process.encode(texts) == [np.array(one, dtype).tobytes() for one in ids]
+        assert process.encode(texts) == [np.array(text_ids, dtype).tobytes() for text_ids in ids]
     process.close()
 
 
@@ -185,9 +185,9 @@ def test_a_text_that_the_tokenizer_refuses_is_one_clear_line_and_no_end(process:
 
 
 def test_a_tokenizer_that_refuses_a_text_is_one_clear_line(tmp_path: Path, three_cores: None) -> None:
-    made = Tokenizer(models.WordLevel({END_OF_TEXT: 0, "word": 1}, unk_token="[UNK]"))
+    bpe = Tokenizer(models.WordLevel({END_OF_TEXT: 0, "word": 1}, unk_token="[UNK]"))
     with pytest.raises(CorpusError, match=r"must encode any text, got Exception: WordLevel error: Missing \[UNK\]"):
-        write_tokens(tmp_path, Lines(), made)
+        write_tokens(tmp_path, Lines(), bpe)
     assert not children()
 
 
@@ -220,11 +220,11 @@ def test_a_kill_of_the_one_that_started_it_ends_it_without_a_word(then: str, pla
 
 def test_a_message_that_breaks_off_ends_it_without_a_word(plain: Tokenizer) -> None:
     first, second = pickle.dumps((plain.to_str(), "H")), pickle.dumps(ODD)
-    for given in (b"", first[:5], first[:-5], first, first + second[:5], first + second[:-5]):
+    for message in (b"", first[:5], first[:-5], first, first + second[:5], first + second[:-5]):
         done = subprocess.run(
             [sys.executable, "-c", f"from {EncodingProcess.__module__} import main; main()"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            input=given,
+            input=message,
             capture_output=True,
             check=True,
         )

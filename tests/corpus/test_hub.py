@@ -31,14 +31,14 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def clone(tmp_path: Path, **hub_settings: object) -> Clone:
-    made = Clone.of_working_tree(tmp_path / "project")
+    project = Clone.of_working_tree(tmp_path / "project")
     settings: dict[str, object] = {}
     for stage in ("pretrain", "finetune"):
         settings |= {f"corpus.{stage}.{name}": value for name, value in DATASET.items()}
         values = {"dataset": "acme/texts", "revision": COMMIT, **hub_settings}
         settings |= {f"corpus.{stage}.hub.{name}": value for name, value in values.items()}
-    made.set(settings)
-    return made
+    project.set(settings)
+    return project
 
 
 def home(tmp_path: Path) -> dict[str, str]:
@@ -50,8 +50,8 @@ def home(tmp_path: Path) -> dict[str, str]:
 def test_a_dataset_and_a_tokenizer_of_the_hub_are_read_at_their_revision(
     streaming: bool, repositories: Path, tmp_path: Path
 ) -> None:
-    made = clone(tmp_path, streaming=streaming)
-    made.set(
+    project = clone(tmp_path, streaming=streaming)
+    project.set(
         {
             "tokenizer.source": "hub",
             "tokenizer.repository": "acme/words",
@@ -61,23 +61,23 @@ def test_a_dataset_and_a_tokenizer_of_the_hub_are_read_at_their_revision(
         }
     )
     with hub(repositories) as server:
-        made.dvc("repro", "tokenize", **server.environment, **home(tmp_path))
+        project.dvc("repro", "tokenize", **server.environment, **home(tmp_path))
         asked = set(server.requests)
     assert f"GET /datasets/acme/texts/resolve/{COMMIT}/data/train-00001.jsonl" in asked
     assert f"GET /acme/words/resolve/{COMMIT}/tokenizer.json" in asked
-    manifest = made.json("data/tokens/pretrain/manifest.json")
+    manifest = project.json("data/tokens/pretrain/manifest.json")
     assert manifest["versions"] == {"acme/texts": COMMIT}
     assert manifest["train"]["documents"] + manifest["validation"]["documents"] == 500
     expected = TEXTS[0::2] + TEXTS[1::2]
     assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == sum(map(len, expected[:500]))
-    kept = made.json("data/tokenizer/tokenizer.json")["model"]["vocab"]
+    kept = project.json("data/tokenizer/tokenizer.json")["model"]["vocab"]
     assert kept == json.loads((repositories / "models/acme/words/tokenizer.json").read_text())["model"]["vocab"]
 
 
 def test_a_gated_dataset_wants_the_users_token_which_is_written_nowhere(repositories: Path, tmp_path: Path) -> None:
-    made = clone(tmp_path)
+    project = clone(tmp_path)
     with hub(repositories, token=SECRET) as server:
-        refused = made.dvc("repro", "tokenize", check=False, **server.environment, **home(tmp_path))
+        refused = project.dvc("repro", "tokenize", check=False, **server.environment, **home(tmp_path))
         (line,) = [
             line for line in refused.stdout.splitlines() if line.startswith("ERROR: ") and "failed to" not in line
         ]
@@ -85,25 +85,25 @@ def test_a_gated_dataset_wants_the_users_token_which_is_written_nowhere(reposito
         assert "gated" in line
         assert line.endswith("for a gated or private one log in with `hf auth login`, or set HF_TOKEN")
         assert "Traceback" not in refused.stdout
-        given = made.dvc("repro", "tokenize", HF_TOKEN=SECRET, **server.environment, **home(tmp_path))
+        allowed = project.dvc("repro", "tokenize", HF_TOKEN=SECRET, **server.environment, **home(tmp_path))
         assert server.tokens == {None, f"Bearer {SECRET}"}
-    assert made.json("data/tokens/pretrain/manifest.json")["train"]["documents"] > 500
-    assert SECRET not in given.stdout
-    for path in made.directory.rglob("*"):
+    assert project.json("data/tokens/pretrain/manifest.json")["train"]["documents"] > 500
+    assert SECRET not in allowed.stdout
+    for path in project.directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
             assert SECRET.encode() not in path.read_bytes(), path
 
 
 def test_a_revision_a_dataset_or_a_network_that_is_not_there_is_one_line(repositories: Path, tmp_path: Path) -> None:
-    made = clone(tmp_path, revision="f" * 40)
+    project = clone(tmp_path, revision="f" * 40)
     with hub(repositories) as server:
         variables = {**server.environment, **home(tmp_path)}
-        no_revision = made.dvc("repro", "tokenize", check=False, **variables)
-        made.set({"corpus.pretrain.hub.dataset": "acme/nothing", "corpus.pretrain.hub.revision": COMMIT})
-        no_dataset = made.dvc("repro", "tokenize", check=False, **variables)
+        no_revision = project.dvc("repro", "tokenize", check=False, **variables)
+        project.set({"corpus.pretrain.hub.dataset": "acme/nothing", "corpus.pretrain.hub.revision": COMMIT})
+        no_dataset = project.dvc("repro", "tokenize", check=False, **variables)
     shutil.rmtree(tmp_path / "hf", ignore_errors=True)
-    made.set({"corpus.pretrain.hub.dataset": "acme/texts"})
-    no_server = made.dvc("repro", "tokenize", check=False, **variables)
+    project.set({"corpus.pretrain.hub.dataset": "acme/texts"})
+    no_server = project.dvc("repro", "tokenize", check=False, **variables)
     for done in (no_revision, no_dataset, no_server):
         assert done.returncode != 0
         assert "corpus.pretrain.hub.dataset must be a dataset that can be reached, got 'acme/" in done.stdout

@@ -15,8 +15,8 @@ DOCUMENTS = {f"file{n}": f"text number {n}" for n in range(60)}
 
 def sides(documents: dict[str, str], split: Split | None = None) -> dict[str, str]:
     return {
-        one.document.key: one.side
-        for one in select(TextSource(documents), CORPUS, split or Split(0.3), SelectionCounts())
+        selected.document.key: selected.side
+        for selected in select(TextSource(documents), CORPUS, split or Split(0.3), SelectionCounts())
     }
 
 
@@ -52,8 +52,8 @@ def test_a_text_that_an_earlier_stage_has_under_another_key_is_on_the_side_that_
 
 def test_the_number_of_documents_is_limited_after_duplicates_are_out() -> None:
     corpus = replace(CORPUS, max_documents=5)
-    given = {"a": "same", "b": "same", **DOCUMENTS}
-    assert [one.document.key for one in select(TextSource(given), corpus, Split(0.3), SelectionCounts())] == [
+    texts = {"a": "same", "b": "same", **DOCUMENTS}
+    assert [selected.document.key for selected in select(TextSource(texts), corpus, Split(0.3), SelectionCounts())] == [
         "a",
         *list(DOCUMENTS)[:4],
     ]

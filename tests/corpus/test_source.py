@@ -130,9 +130,9 @@ def test_a_compressed_file_that_was_cut_off_is_refused(kind: str, name: str, tmp
     put_raw(tmp_path, f"{name}.{kind}", content[: len(content) // 2])
     with pytest.raises(
         CorpusError, match=rf"^data/raw/{name}\.{kind}: must be readable to its end, got .*; copy"
-    ) as one:
+    ) as caught:
         list(files_of(tmp_path).documents())
-    assert len(str(one.value).splitlines()) == 1
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_json_may_be_a_list_of_rows(tmp_path: Path) -> None:
@@ -146,14 +146,14 @@ def test_odd_but_honest_text_is_kept_as_it_is(tmp_path: Path) -> None:
     put_raw(tmp_path, "empty.txt", b"")
     put_raw(tmp_path, "mark.txt", "\ufeffmarked".encode())
     put_raw(tmp_path, "rows.jsonl", json.dumps({"text": "a\0b <|endoftext|>"}).encode())
-    one = files_of(tmp_path)
-    found = {d.key: d.text for d in one.documents()}
+    source = files_of(tmp_path)
+    found = {d.key: d.text for d in source.documents()}
     assert found == {
         "data/raw/mark.txt": "\ufeffmarked",
         "data/raw/nul.txt": "a\0b\n",
         "data/raw/rows.jsonl#0": "a\0b <|endoftext|>",
     }
-    assert one.left_out.blank == 1
+    assert source.left_out.blank == 1
 
 
 def test_a_long_file_is_read_in_parts(tmp_path: Path) -> None:
@@ -179,27 +179,27 @@ def test_a_file_that_changes_while_it_is_read_is_refused(name: str, tmp_path: Pa
 
 def test_a_file_that_changes_between_two_readings_is_refused(tmp_path: Path) -> None:
     put_raw(tmp_path, "a.txt", b"one")
-    one = files_of(tmp_path)
-    assert [d.text for d in one.documents()] == ["one"]
+    source = files_of(tmp_path)
+    assert [d.text for d in source.documents()] == ["one"]
     put_raw(tmp_path, "a.txt", b"other")
     with pytest.raises(CorpusError, match="must stay as it is"):
-        list(one.documents())
+        list(source.documents())
 
 
 def test_cells_of_a_csv_file_are_texts_whatever_they_look_like(tmp_path: Path) -> None:
     put_raw(tmp_path, "a.csv", b'text,n\n123,1\nNA,2\n,3\n"null",4\n2020-01-01,5\n')
-    one = files_of(tmp_path, "data/raw/a.csv")
-    assert [d.text for d in one.documents()] == ["123", "NA", "null", "2020-01-01"]
-    assert one.left_out.blank == 1
+    source = files_of(tmp_path, "data/raw/a.csv")
+    assert [d.text for d in source.documents()] == ["123", "NA", "null", "2020-01-01"]
+    assert source.left_out.blank == 1
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.json", "a.jsonl.gz"])
 def test_empty_files_are_left_out_and_counted(name: str, tmp_path: Path) -> None:
     put_raw(tmp_path, name, gzip.compress(b"") if name.endswith("gz") else b"")
     put_raw(tmp_path, "b.txt", b"text")
-    one = files_of(tmp_path)
-    assert [d.text for d in one.documents()] == ["text"]
-    assert one.left_out.blank == 1
+    source = files_of(tmp_path)
+    assert [d.text for d in source.documents()] == ["text"]
+    assert source.left_out.blank == 1
 
 
 @pytest.mark.parametrize("kind", COMPRESSORS)
@@ -266,18 +266,18 @@ def test_files_in_another_encoding_are_left_out_of_the_python_source_and_counted
     (tmp_path / "good.py").write_text("x = 1\n")
     (tmp_path / "odd.py").write_bytes(b"# -*- coding: latin-1 -*-\n# caf\xe9\n")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    one = source_of(tmp_path, CorpusSource.PYTHON, packages=("stdlib",))
-    assert [d.key for d in one.documents()] == ["stdlib/good.py"]
-    assert one.left_out.not_utf8 == 1
+    source = source_of(tmp_path, CorpusSource.PYTHON, packages=("stdlib",))
+    assert [d.key for d in source.documents()] == ["stdlib/good.py"]
+    assert source.left_out.not_utf8 == 1
 
 
 def test_blank_documents_are_dropped(tmp_path: Path) -> None:
     put_raw(tmp_path, "a.jsonl", b'{"text": " \\n"}\n{"text": "x"}\n')
-    one = files_of(tmp_path, "data/raw/a.jsonl")
-    found = list(one.documents())
+    source = files_of(tmp_path, "data/raw/a.jsonl")
+    found = list(source.documents())
     assert [d.text for d in found] == ["x"]
     assert found[0].key == "data/raw/a.jsonl#1"
-    assert one.left_out.blank == 1
+    assert source.left_out.blank == 1
 
 
 @pytest.mark.parametrize("window_log", [28, 31])

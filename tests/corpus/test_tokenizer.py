@@ -223,11 +223,11 @@ def test_a_tokenizer_that_lacks_only_bytes_no_text_has_is_accepted() -> None:
 
 @pytest.mark.parametrize("kind", ["smollm", "llama3"])
 def test_ids_are_those_of_transformers_with_the_same_file(kind: str, tmp_path: Path) -> None:
-    made = train([*TEXTS.values(), Path(__file__).read_text()], 600, END)
+    bpe = train([*TEXTS.values(), Path(__file__).read_text()], 600, END)
     if kind == "llama3":
         words = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+"), "isolated")
-        made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    made.save(str(tmp_path / "tokenizer.json"))
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    bpe.save(str(tmp_path / "tokenizer.json"))
     ours = load(tmp_path / "tokenizer.json", END)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     for name, text in {**TEXTS, "file": Path(__file__).read_text()}.items():
