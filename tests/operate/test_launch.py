@@ -1,4 +1,4 @@
-"""What is said of processes that cannot start, cannot meet, or were killed once too often; no training."""
+"""The line that ends processes that cannot start, cannot meet, or have no restarts left; nothing trains."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_machines_that_wait_for_others_in_vain_end_in_one_line() -> None:
     assert line == f"fewer than 2 machines (PET_NNODES) came to {where} in time; start the stage on all of them"
 
 
-@pytest.mark.slow  # torchrun tries for as long as it is told to, and is given some more
+@pytest.mark.slow  # it waits for join_timeout and 20 seconds more
 def test_a_port_that_something_else_uses_ends_in_one_line() -> None:
     settings = rendezvous(seconds=5)
     where = settings["PET_RDZV_ENDPOINT"]

@@ -80,12 +80,12 @@ def test_finetune_is_measured_on_both_texts_before_and_after(finished: Clone) ->
 def documents(clone: Clone, stage: str, side: str) -> dict[str, str]:
     """Texts by key, decoded from the token files that a stage trains on or is validated by."""
     directory = clone.directory / "data" / "tokens" / stage
-    made = open_tokenizer(clone.directory / "data" / "tokenizer" / "tokenizer.json")
+    tokenizer = open_tokenizer(clone.directory / "data" / "tokenizer" / "tokenizer.json")
     offsets, names = documents_of(directory, side)
     ids = open_tokens(directory / f"{side}.bin", read_manifest(directory)["dtype"])
     ends = [*offsets[1:].tolist(), len(ids)]
-    found = [ids[start : end - 1].tolist() for start, end in zip(offsets.tolist(), ends, strict=True)]
-    return dict(zip(names, made.decode_batch(found, skip_special_tokens=False), strict=True))
+    tokens = [ids[start : end - 1].tolist() for start, end in zip(offsets.tolist(), ends, strict=True)]
+    return dict(zip(names, tokenizer.decode_batch(tokens, skip_special_tokens=False), strict=True))
 
 
 def test_no_document_that_validates_either_stage_is_trained_on_by_any(finished: Clone) -> None:
@@ -104,10 +104,14 @@ def test_no_document_that_validates_either_stage_is_trained_on_by_any(finished: 
 
 
 def test_mlflow_holds_one_finished_run_a_stage_with_the_child_under_its_parent(finished: Clone) -> None:
-    found = runs(finished)
-    assert {stage: len(of_stage) for stage, of_stage in found.items()} == {"tokenize": 1, "pretrain": 1, "finetune": 1}
-    assert {run.info.status for of_stage in found.values() for run in of_stage} == {"FINISHED"}
-    pretrain, finetune = found["pretrain"][0], found["finetune"][0]
+    by_stage = runs(finished)
+    assert {stage: len(of_stage) for stage, of_stage in by_stage.items()} == {
+        "tokenize": 1,
+        "pretrain": 1,
+        "finetune": 1,
+    }
+    assert {run.info.status for of_stage in by_stage.values() for run in of_stage} == {"FINISHED"}
+    pretrain, finetune = by_stage["pretrain"][0], by_stage["finetune"][0]
     assert finetune.data.tags["mlflow.parentRunId"] == pretrain.info.run_id
     assert steps(finished, pretrain.info.run_id, "train/loss") == [1, 10, 20, 30, 40]
     assert steps(finished, finetune.info.run_id, "train/loss") == list(range(41, 51))

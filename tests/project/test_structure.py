@@ -27,13 +27,13 @@ def modules() -> list[str]:
 
 def packages(path: Path) -> set[str]:
     """Top-level packages that a file imports."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(str(node.module).split(".")[0])
-    return found
+            names.add(str(node.module).split(".")[0])
+    return names
 
 
 def role(module: str) -> int:
@@ -105,10 +105,10 @@ def test_dvc_yaml_names_the_params_that_a_stage_reads(stage: str) -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
     }
-    whole = [
+    passed_on = [
         node for node in ast.walk(tree) if isinstance(node, ast.keyword) and getattr(node.value, "id", "") == "config"
     ]
-    assert not whole, "a stage passes sections on, not the whole configuration"
+    assert not passed_on, "a stage passes on sections, not the configuration"
     assert read - {"runtime", "tracking"} == declared
     assert read <= set(Config.__annotations__)
 

@@ -154,6 +154,6 @@ class Group:
         each = -(-items // self.size)
         padded = mine.new_zeros(each, *mine.shape[1:])
         padded[: len(mine)] = mine
-        whole = mine.new_empty(each * self.size, *mine.shape[1:])
-        distributed.all_gather(list(whole.chunk(self.size)), padded)
-        return whole[:items]
+        gathered = mine.new_empty(each * self.size, *mine.shape[1:])
+        distributed.all_gather(list(gathered.chunk(self.size)), padded)
+        return gathered[:items]

@@ -102,7 +102,8 @@ class _Watch:
             saves = isinstance(error, Interrupted | NonFinite)
             if not self._group.is_rank_zero:
                 self._is_announced.wait(_RANK_ZERO_SAVING_SECONDS if saves else _RANK_ZERO_SECONDS)
-            report = self._group.announce(report, _GRACE_SECONDS)
+            if not self._is_announced.is_set():
+                report = self._group.announce(report, _GRACE_SECONDS)
         _end_agent(report)
         os._exit(error.exit_code)
 
