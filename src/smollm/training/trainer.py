@@ -140,11 +140,7 @@ class Trainer:
                 self._validate()
             is_last, is_best = self._has_ended(), self.best is not None and self.best.step == self.step
             if self.done == 1 or is_last or self.done % training.log_every_steps == 0:
-                self.journal.append("step", self.step, train_loss=loss, gradient_norm=norm, learning_rate=rate)
-                speed = self._speed.record()
-                self.journal.append("speed", self.step, **speed)
-                shown = {"loss": f"{loss:.3f}", "tokens/s": f"{speed['tokens_per_second']:,.0f}"}
-                progress.update(self.done - progress.done, **shown)
+                self._record_step(progress, loss, norm, rate)
             if is_last or is_best or self.done % training.sample_every_steps == 0:
                 self._sample()
             stopped = self.group.all_reduce(stop.received or 0, max)
@@ -158,6 +154,13 @@ class Trainer:
         self.journal.append(END, self.step, reason="steps" if self.done == self.settings.steps else "patience")
         if self.done < self.settings.steps and self.best is not None:
             self.records.log(announce.stopped_early(self.settings.stage, self.best.since, self.best.step), self.step)
+
+    def _record_step(self, progress: Progress, loss: float, norm: float, rate: float) -> None:
+        self.journal.append("step", self.step, train_loss=loss, gradient_norm=norm, learning_rate=rate)
+        speed = self._speed.record()
+        self.journal.append("speed", self.step, **speed)
+        shown = {"loss": f"{loss:.3f}", "tokens/s": f"{speed['tokens_per_second']:,.0f}"}
+        progress.update(self.done - progress.done, **shown)
 
     def _has_ended(self) -> bool:
         """Whether the last step is done, or `patience` validations in a row brought no new best."""
