@@ -4,9 +4,8 @@
 
 Weak scaling: each process has the same sequences a step, 32 unless said otherwise, however many there are; with
 `--strong` they share as many. The numbers of processes take turns, round after round, each in processes of its own.
-A step is the pipeline's (`training_step.py` drives it); its time is the median over all rounds of the first
-process's. The last round is profiled: how long a step's exchange between GPUs takes, and how much of that nothing
-else is computed meanwhile.
+A step is the pipeline's (`training_step.py` drives it); its time is rank 0's median over all rounds. The last round
+is profiled: how long a step's communication between GPUs takes, and how much of it no computation overlaps.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from smollm.device.group import Group
 Interval = tuple[float, float]
 
 _END_SECONDS = 30.0
-"""How long processes may take to end once they have answered."""
+"""How long processes may take to end once they have printed their answer."""
 
 
 def serve(config: Config, seconds: float, profiles: bool) -> None:
@@ -85,7 +84,7 @@ def length(intervals: list[Interval]) -> float:
 
 
 def measure(count: int, arguments: list[str]) -> dict[str, Any]:
-    """What rank 0 of so many processes answers."""
+    """Times and memory of rank 0 in a group of `count` processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "4"}
     command += [__file__, *arguments]
@@ -109,7 +108,7 @@ def main() -> None:
     parser.add_argument("--shape", default="32x2048", help="sequences x tokens of a process (--strong: of a step)")
     parser.add_argument("--processes", help="numbers of them; 1 and as many as there are GPUs, unless said otherwise")
     parser.add_argument("--strong", action="store_true", help="a step of one size, shared by the processes")
-    parser.add_argument("--shard", action="store_true", help="weights divided among the processes (FSDP2)")
+    parser.add_argument("--shard", action="store_true", help="weights sharded over the processes (FSDP2)")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4.0, help="of timed steps in a turn")
@@ -126,21 +125,23 @@ def main() -> None:
         config = with_shape(with_kind(config, OptimizerKind(arguments.kind)), arguments.serve, tokens)
         serve(config, arguments.seconds, arguments.profile)
         return
-    counts = [int(one) for one in (arguments.processes or f"1,{max(2, torch.cuda.device_count())}").split(",")]
+    counts = [int(count) for count in (arguments.processes or f"1,{max(2, torch.cuda.device_count())}").split(",")]
     flags = [f"--{name}" for name in ("shard", "recompute") if getattr(arguments, name)]
     scaled = "shared by all" if arguments.strong else "each"
     title = f"{arguments.preset}, {arguments.shape} tokens a step {scaled}, torch {torch.__version__} {' '.join(flags)}"
     for kind in arguments.kind.split(","):
         results: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
-        for one in range(1, arguments.rounds + 1):
+        for number in range(1, arguments.rounds + 1):
             for count in counts:
                 sequences = rows if arguments.strong else rows * count
                 asked = ["--preset", arguments.preset, "--kind", kind, "--shape", arguments.shape, *flags]
                 asked += ["--seconds", str(arguments.seconds), "--serve", str(sequences)]
-                answer = measure(count, asked + ["--profile"] * (one == arguments.rounds and torch.cuda.is_available()))
+                answer = measure(
+                    count, asked + ["--profile"] * (number == arguments.rounds and torch.cuda.is_available())
+                )
                 results[count].append(answer)
                 median = 1000 * statistics.median(answer["times"])
-                print(f"round {one}, {kind}, {count} processes: {median:.1f} ms", file=sys.stderr, flush=True)
+                print(f"round {number}, {kind}, {count} processes: {median:.1f} ms", file=sys.stderr, flush=True)
         print_table(f"{title}, {kind}", results, rows * tokens, arguments.strong)
 
 
@@ -150,7 +151,7 @@ def print_table(title: str, results: dict[int, list[dict[str, Any]]], tokens: in
     print("|---|---|---|---|---|---|---|")
     base: float | None = None
     for count, turns in results.items():
-        seconds = statistics.median(value for one in turns for value in one["times"])
+        seconds = statistics.median(seconds for turn in turns for seconds in turn["times"])
         speed = tokens * (1 if is_strong else count) / seconds
         base = base or speed / count
         exchange, alone = turns[-1]["exchange"]

@@ -95,7 +95,7 @@ def our_step(
     """The pipeline's own step, built as a stage builds it; it returns loss and gradient norm.
 
     Args:
-        group: the processes that take it together; this one alone, if none is given.
+        group: the processes that take it together; by default this one alone.
     """
     training, evaluation = config.pretrain, dataclasses.replace(config.evaluation, prompts=("a",))
     rows, length = training.sequences_per_step, training.sequence_length
@@ -175,7 +175,7 @@ def parts_of(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
 
 
 def serve(variant: str, config: Config) -> None:
-    """Take turns of one variant, one for each line read: the times of its steps, and what it needed."""
+    """Time one variant once for each line read from standard input; print times and memory."""
     machine = hardware.choose(config.runtime)
     rows, length = config.pretrain.sequences_per_step, config.pretrain.sequence_length
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, 200 * rows * length).astype(np.uint16)
@@ -229,7 +229,7 @@ def product_rate() -> float:
 
 
 class Worker:
-    """A process of its own, with empty compiler caches, for one variant at one shape; it takes a turn when asked to."""
+    """A process with empty compiler caches that times one variant at one shape, whenever it is asked to."""
 
     def __init__(self, arguments: list[str], caches: str) -> None:
         """
@@ -248,7 +248,7 @@ class Worker:
         )
 
     def answer(self) -> dict[str, Any] | None:
-        """What it answers next, as soon as it does; None if it failed. All else that it says is passed on."""
+        """Its next answer; None if it failed. All else that it prints is passed on."""
         for line in self._process.stdout or ():
             if line.startswith(ANSWER):
                 answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
@@ -282,12 +282,12 @@ def compare(preset: str, shapes: list[str], rounds: int, seconds: float) -> None
             }
             for worker in workers.values():  # all have started before the first turn
                 worker.answer()
-            for one in range(1, rounds + 1):
+            for number in range(1, rounds + 1):
                 for name, worker in workers.items():
-                    parts = is_cuda and name.startswith("ours") and one == rounds
+                    parts = is_cuda and name.startswith("ours") and number == rounds
                     done = worker.ask(seconds=seconds, parts=parts)
                     took = f"{1000 * statistics.median(done['times']):.1f} ms" if done else "failed"
-                    print(f"{shape}, round {one} of {rounds}, {name}: {took}", file=sys.stderr, flush=True)
+                    print(f"{shape}, round {number} of {rounds}, {name}: {took}", file=sys.stderr, flush=True)
                     results[shape, name] += [done] if done else []
             for worker in workers.values():
                 worker.close()
@@ -314,7 +314,7 @@ def print_table(
         if not turns:
             print(f"| {variant} | failed | | | | | |")
             continue
-        step = statistics.median(value for one in turns for value in one["times"])
+        step = statistics.median(seconds for turn in turns for seconds in turn["times"])
         speed = rows * length / step
         shares = [f"{100 * speed * flops / most:.1f} %" if most else "-" for most in (peak and peak * 1e12, rate)]
         cells = [
