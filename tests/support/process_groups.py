@@ -9,6 +9,9 @@ from support.clone import Clone, environment, shared
 from support.servers import free_port
 
 EVERY_STEP = {
+    "pretrain.dropout": 0.2,
+    "pretrain.label_smoothing": 0.1,
+    "pretrain.ema_decay": 0.9,
     "pretrain.log_every_steps": 1,
     "pretrain.steps": 40,
     "pretrain.sequences_per_step": 12,  # for 1, 2, 3 and 4 processes
