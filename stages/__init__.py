@@ -29,7 +29,7 @@ def _check_environment() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """End at once, without a traceback. (During training another handler saves the state first.)"""
-    sys.exit(f"\nERROR: stopped by {signal.Signals(number).name}; `dvc repro` goes on")
+    sys.exit(f"\nERROR: stopped by {signal.Signals(number).name}; `dvc repro` continues")
 
 
 for _number in (signal.SIGINT, signal.SIGTERM):

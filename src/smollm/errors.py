@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend: each ends a stage with one line, not a traceback."""
+"""The errors that a user can cause and fix: each ends a stage with one line, not a traceback."""
 
 import errno
 import os
@@ -52,7 +52,7 @@ class Interrupted(PipelineError):
 
     def __init__(self, signal_number: int, step: int) -> None:
         name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name} after step {step}, all of it saved; `dvc repro` goes on from there")
+        super().__init__(f"stopped by {name} after step {step}, all of it saved; `dvc repro` continues from there")
         self.exit_code = 128 + signal_number
 
 
@@ -65,7 +65,7 @@ _OF_A_NETWORK = {
 
 
 def user_error(error: BaseException) -> PipelineError | None:
-    """`error` as one that the user can mend: itself, or an error of the disk; None for a fault of the program."""
+    """`error` as one that the user can fix: itself, or an error of the disk; None for a fault of the program."""
     if isinstance(error, PipelineError):
         return error
     if not isinstance(error, OSError) or error.errno is None or isinstance(error, socket.gaierror):
@@ -75,8 +75,8 @@ def user_error(error: BaseException) -> PipelineError | None:
     reason = error.strerror or os.strerror(error.errno)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
-        return StorageError(f"the disk must have room{where}, got {reason!r}; free some, then `dvc repro` goes on")
+        return StorageError(f"the disk must have room{where}, got {reason!r}; free some, then `dvc repro` continues")
     return StorageError(
-        f"the disk must be readable and writable, got {reason!r} for {error.filename or 'a file'}; mend that, then "
-        "`dvc repro` goes on"
+        f"the disk must be readable and writable, got {reason!r} for {error.filename or 'a file'}; fix that, then "
+        "`dvc repro` continues"
     )

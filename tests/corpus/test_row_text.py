@@ -50,7 +50,7 @@ def test_a_table_with_many_nulls_is_refused_at_its_end(tmp_path: Path) -> None:
     put_rows(tmp_path, "a.jsonl", [{"text": "x" if n % 10 else None} for n in range(400)])
     assert refusal(tmp_path) == (
         "data/raw/a.jsonl: column 'text' must be null in at most 5.0% of the rows (corpus.max_null_fraction), got 40 "
-        "nulls in all 400 rows; name another column, mend the table, or raise that setting"
+        "nulls in all 400 rows; name another column, fix the table, or raise that setting"
     )
 
 
@@ -114,4 +114,4 @@ def test_a_message_without_a_key_of_the_template_is_refused(message: dict[str, o
     put_rows(tmp_path, "a.jsonl", [{"messages": [*CHAT, message]}])
     line = refusal(tmp_path, "messages", TEMPLATE)
     assert line.startswith("data/raw/a.jsonl: line 1: each message of column 'messages' must have a text ")
-    assert line.endswith(f"(corpus.pretrain.template), got {message!r}; mend the template or the row")
+    assert line.endswith(f"(corpus.pretrain.template), got {message!r}; fix the template or the row")

@@ -92,7 +92,7 @@ def test_files_of_every_kind_give_their_texts(tmp_path: Path) -> None:
             r"a\.jsonl: line 1: must have the column 'text' .*\['body'\]; name the one",
         ),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl: line 1: column 'text' must hold text, got 3"),
-        ("a.jsonl", b'{"text": "x"\n', r"a\.jsonl: line 1: must be JSON, got .*; mend the line"),
+        ("a.jsonl", b'{"text": "x"\n', r"a\.jsonl: line 1: must be JSON, got .*; fix the line"),
         ("a.parquet", b"no parquet", r"a\.parquet: must be readable to its end, got "),
         ("a.bin", b"x", r"corpus\.pretrain\.files must match \.txt, .* files, or such .*, got data/raw/a\.bin"),
     ],

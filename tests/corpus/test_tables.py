@@ -84,7 +84,7 @@ def test_csv_quotes_that_do_not_match_are_refused_where_the_row_begins(
     content: bytes, line: int, reason: str, tmp_path: Path
 ) -> None:
     assert refusal(tmp_path, "a.csv", content) == (
-        f"data/raw/a.csv: line {line}: must be CSV, got {reason}; mend its quotes"
+        f"data/raw/a.csv: line {line}: must be CSV, got {reason}; fix its quotes"
     )
 
 
@@ -182,7 +182,7 @@ def test_json_texts_are_not_taken_for_dates(name: str, tmp_path: Path) -> None:
             3,
             "must be JSON, got \"Expecting ',' delimiter\" at column 13;",
         ),
-        (b'{"text": "a"} {"text": "b"}\n', 1, "must be JSON, got 'Extra data' at column 15; mend the line"),
+        (b'{"text": "a"} {"text": "b"}\n', 1, "must be JSON, got 'Extra data' at column 15; fix the line"),
         (as_lines({"text": "a"}, {"body": "b"}), 2, "must have the column 'text' (corpus.pretrain.text_column), got "),
         (as_lines({"body\n": "b"}), 1, "must have the column 'text' (corpus.pretrain.text_column), got ['body\\n'];"),
         (as_lines(["text"]), 1, "must have the column 'text' (corpus.pretrain.text_column), got ['text'];"),

@@ -87,7 +87,7 @@ def failure(rank: int, exit_code: int, directory: Path, seconds: float = 0.0, me
     return ProcessFailure(rank, 1, exit_code, str(file))
 
 
-NO_RESTARTS = "; no restarts left (runtime.max_restarts); `dvc repro` goes on from the last checkpoint"
+NO_RESTARTS = "; no restarts left (runtime.max_restarts); `dvc repro` continues from the last checkpoint"
 
 
 def test_the_line_names_the_rank_that_was_killed_not_those_that_lost_it(

@@ -158,7 +158,7 @@ def after_a_rank_is_killed_once_too_often(project: Clone) -> None:
     assert f"resumed from step {stopped_at}\n" in output
     assert re.findall(r"^ERROR: pretrain.*", output, re.M) == [
         "ERROR: pretrain: rank 1 was killed by SIGKILL; no restarts left (runtime.max_restarts); "
-        "`dvc repro` goes on from the last checkpoint"
+        "`dvc repro` continues from the last checkpoint"
     ]
     assert "Traceback" not in output
 

@@ -25,7 +25,7 @@ def test_it_says_what_is_kept_how_large_it_is_the_way_back_and_the_way_out(tmp_p
     line = kept_line(kept(tmp_path, lr=0.01, code="b"), {"src": "a", "data": "t"}, NOW)
     assert line == (
         "pretrain: keeping .resume/pretrain/0123456789abcdef (at step 4000, 2.4 GB), which has lr=0.01, another src; "
-        "undo the edit (or `git checkout` its commit) and `dvc repro` goes on with it; "
+        "undo the edit (or `git checkout` its commit) and `dvc repro` continues it; "
         "`make drop STATE=pretrain/0123456789abcdef` removes it"
     )
 

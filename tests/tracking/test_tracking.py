@@ -247,7 +247,7 @@ def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_late
         tracker.end(Ending("FINISHED", 1_700_000_100.0), {"log.txt": state / "journal.jsonl"})
     assert len(said) == 2
     assert said[0].startswith("MLflow (sqlite:")
-    assert "training goes on" in said[0]
+    assert "training continues" in said[0]
     assert "`make sync`" in said[1]
     shutil.rmtree(state)
     assert outbox.send(client, store, said.append) == 0
@@ -426,7 +426,7 @@ def test_the_warning_tells_a_refusal_from_an_outage(state: Path, store: Store, c
     tracker.start(DESCRIPTION)
     tracker.flush()
     (line,) = said
-    assert "refuses; training goes on. MlflowException: The experiment 1 must be in the 'active' state" in line
+    assert "refuses; training continues. MlflowException: The experiment 1 must be in the 'active' state" in line
 
 
 def test_after_its_deadline_a_store_is_asked_no_more(state: Path, store: Store, client: "MlflowClient") -> None:
@@ -470,7 +470,7 @@ def test_a_call_that_never_returns_holds_up_no_stage(
             thread.join(60)
             assert not thread.is_alive()
     assert said == [
-        f"MLflow ({store.shown}) does not answer; training goes on. "
+        f"MLflow ({store.shown}) does not answer; training continues. "
         "TimeoutError: no answer within tracking.finish_seconds (0.5)",
         f"MLflow ({store.shown}) lacks part of this run; `make sync` sends it later",
     ]

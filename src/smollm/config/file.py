@@ -70,7 +70,7 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name}: must exist, got no file in {path.parent}; copy one from presets/") from None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path.name}: must be a YAML file, got an error: {reason}; mend that line") from None
+        raise ConfigError(f"{path.name}: must be a YAML file, got an error: {reason}; fix that line") from None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path.name}: must hold sections with settings, got a list; copy a file from presets/")
     values = OmegaConf.to_container(loaded, resolve=False)

@@ -25,7 +25,7 @@ def matching_files(workspace: Path, globs: tuple[str, ...], stage: str) -> list[
     for glob in globs:
         matches = {path for path in _candidates(workspace, glob) if not _is_passed_over(_name(path, workspace), glob)}
         if not matches:
-            raise CorpusError(f"{setting} must match files, got none for {glob!r}; put text there or mend the glob")
+            raise CorpusError(f"{setting} must match files, got none for {glob!r}; put text there or fix the glob")
         matched |= matches
         if "**" in glob:  # which does not go through links
             matched |= {path for path in (workspace / RAW_DATA).rglob("*") if path.is_dir() and path.is_symlink()}

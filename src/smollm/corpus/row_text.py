@@ -36,7 +36,7 @@ class RowFormat:
             columns = list(row) if isinstance(row, dict) else row
             raise CorpusError(
                 f"{place}: must have the column {self.text_column!r} (corpus.{self.stage}.text_column), "
-                f"got {_short(columns)}; name the one with the text or mend the row"
+                f"got {_short(columns)}; name the one with the text or fix the row"
             )
         if isinstance(value, bytes):
             return self._decoded(value, place)
@@ -45,7 +45,7 @@ class RowFormat:
         if value is not None and not isinstance(value, str):
             raise CorpusError(
                 f"{place}: column {self.text_column!r} must hold text, got {_short(value)}; "
-                "name another column or mend the row"
+                "name another column or fix the row"
             )
         return value
 
@@ -59,7 +59,7 @@ class RowFormat:
             raise CorpusError(
                 f"{name}: column {self.text_column!r} must be null in at most {self.max_null_fraction:.1%} of the rows "
                 f"(corpus.max_null_fraction), got {nulls:,} nulls in {'all' if is_end else 'the first'} {rows:,} rows; "
-                "name another column, mend the table, or raise that setting"
+                "name another column, fix the table, or raise that setting"
             )
 
     def _decoded(self, value: bytes, place: str) -> str:
@@ -83,7 +83,7 @@ class RowFormat:
                 if not isinstance(message.get(key), str):
                     raise CorpusError(
                         f"{place}: each message of column {self.text_column!r} must have a text {key!r} "
-                        f"(corpus.{self.stage}.template), got {_short(message)}; mend the template or the row"
+                        f"(corpus.{self.stage}.template), got {_short(message)}; fix the template or the row"
                     )
         return "".join(self.template.format_map(message) for message in messages)
 

@@ -86,7 +86,7 @@ class Source:
                 parts = self._parts(path, name, before)
                 yield Document(name, summary.size, summary.sha256, summary.is_blank, parts)
             else:
-                yield from self._rows(tables.rows(path, name, self.config.text_column), name, "mend the file")
+                yield from self._rows(tables.rows(path, name, self.config.text_column), name, "fix the file")
                 text_files.check_unchanged(before, path, name)
 
     def _summary(self, path: Path, name: str) -> text_files.TextSummary:

@@ -70,7 +70,7 @@ _JSON = json.JSONDecoder(parse_int=_integer)
 def _refuse_json(name: str, line: int, error: json.JSONDecodeError | RecursionError) -> NoReturn:
     if isinstance(error, json.JSONDecodeError):
         raise CorpusError(
-            f"{name}: line {line}: must be JSON, got {error.msg!r} at column {error.colno}; mend the line"
+            f"{name}: line {line}: must be JSON, got {error.msg!r} at column {error.colno}; fix the line"
         ) from None
     raise CorpusError(
         f"{name}: line {line}: must not be nested deeper than Python's JSON reader goes (about 1,000 levels), got "
@@ -182,7 +182,7 @@ def _csv(file: TextIO, name: str, column: str, delimiters: str) -> Iterator[Row]
                 )
             yield f"line {begin}", {cell: cells[place] for cell, place in places.items() if place < len(cells)}
     except csv.Error as error:
-        raise CorpusError(f"{name}: line {end + 1}: must be CSV, got {error}; mend its quotes") from None
+        raise CorpusError(f"{name}: line {end + 1}: must be CSV, got {error}; fix its quotes") from None
 
 
 def _delimiter(header: str, column: str, delimiters: str) -> str:

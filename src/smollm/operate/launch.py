@@ -144,7 +144,7 @@ def _describe(error: Exception) -> str:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
-    go_on = "`dvc repro` goes on from the last checkpoint"
+    go_on = "`dvc repro` continues from the last checkpoint"
     if isinstance(error, ChildFailedError):
         # ranks that lose a peer fail as well, within the same second
         rank, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode > 0, _failed_at(item[1])))

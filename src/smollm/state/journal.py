@@ -67,7 +67,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
 
 
 class Journal:
-    """Writes records to `path`, going on where an earlier process stopped."""
+    """Writes records to `path`, continuing where an earlier process stopped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

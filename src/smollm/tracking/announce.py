@@ -79,15 +79,15 @@ def pace(steps: int, seconds_per_step: float) -> str:
 
 
 def compilation_failed(error: Exception) -> str:
-    return f"torch.compile failed ({str(error).splitlines()[0]}); going on without it"
+    return f"torch.compile failed ({str(error).splitlines()[0]}); continuing without it"
 
 
 def kernels_failed(error: Exception) -> str:
-    return f"the GPU's kernels failed ({type(error).__name__}: {error}); going on with torch.compile"
+    return f"the GPU's kernels failed ({type(error).__name__}: {error}); continuing with torch.compile"
 
 
 def picture_failed(name: str, error: Exception) -> str:
-    return f"{name} cannot be drawn ({type(error).__name__}: {error}); going on without it"
+    return f"{name} cannot be drawn ({type(error).__name__}: {error}); continuing without it"
 
 
 def git_refused(error: Exception) -> str:

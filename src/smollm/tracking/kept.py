@@ -29,7 +29,7 @@ def kept_line(state: SavedState, inputs: dict[str, str | None], params: dict[str
     done = "finished" if state.is_complete else f"at step {step}" if (step := state.step) else "unfinished"
     return (
         f"{state.stage}: keeping .resume/{state.name} ({done}, {format_bytes(state.bytes)}){which}; undo the edit (or "
-        f"`git checkout` its commit) and `dvc repro` goes on with it; `make drop STATE={state.name}` removes it"
+        f"`git checkout` its commit) and `dvc repro` continues it; `make drop STATE={state.name}` removes it"
     )
 
 

@@ -115,4 +115,4 @@ class Tracker:
         if not self._has_warned:
             self._has_warned = True
             verb = "refuses" if refuses(error) else "does not answer"
-            self._say(f"MLflow ({self.store.shown}) {verb}; training goes on. {self.store.reason(error)}")
+            self._say(f"MLflow ({self.store.shown}) {verb}; training continues. {self.store.reason(error)}")

@@ -75,7 +75,7 @@ class Publisher:
             run.state.mark_incomplete()
             raise CheckpointError(
                 f"{self.settings.stage}: the last checkpoint must be intact, got a damaged one; "
-                "`dvc repro` goes on from the one before"
+                "`dvc repro` continues from the one before"
             )
         return newest
 
