@@ -195,9 +195,7 @@ def edit_input(project: Clone) -> None:
 
 def edit_code(project: Clone) -> None:
     trainer = project.directory / "src" / "smollm" / "training" / "trainer.py"
-    text = trainer.read_text()
-    assert "has_overflown" in text
-    trainer.write_text(text.replace("has_overflown", "overflows"))
+    trainer.write_text(f"{trainer.read_text()}\n\n_EDITED = True\n")
 
 
 @pytest.mark.slow
