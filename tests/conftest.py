@@ -1,6 +1,7 @@
 """Parts that more than one test file is made of: a tiny model, a tiny tokenizer, the CPU."""
 
 import os
+import shutil
 from dataclasses import replace
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries that read it
@@ -11,6 +12,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # without a GPU kernels are interpreted, where Triton is installed
 
+from support.clone import SHARED
 from support.corpus import END_OF_TEXT
 from tokenizers import Tokenizer
 
@@ -18,6 +20,12 @@ from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.corpus import tokenizer as tokenizers_here
 from smollm.device.hardware import Hardware
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove what the tests of the session shared, once all processes that ran them are done."""
+    if not hasattr(session.config, "workerinput"):
+        shutil.rmtree(SHARED, ignore_errors=True)
 
 
 @pytest.fixture
