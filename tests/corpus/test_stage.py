@@ -29,7 +29,7 @@ def kill(project: Clone, point: str) -> str:
     python = commands / "python3"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/support/kill_points.py" "$@"\n')
     python.chmod(0o755)
-    with project.start("tokenize", KILL_AT=f"tokenize {point}", first_on_path=str(commands)) as process:
+    with project.start("tokenize", KILL_AT=point, first_on_path=str(commands)) as process:
         printed, _ = process.communicate()
     assert process.returncode != 0, printed
     assert "Traceback" not in printed
@@ -43,7 +43,7 @@ def kept(project: Clone) -> dict[str, int]:
 
 
 def test_a_killed_stage_trains_no_tokenizer_again_and_encodes_no_text_again(project: Clone, tmp_path: Path) -> None:
-    printed = kill(project, "smollm.corpus.encode:file_digest before 2 group")  # all of finetune's text is encoded
+    printed = kill(project, "second file of tokens is digested")  # all of finetune's text is encoded
     assert "resumed after" not in printed
     before = kept(project)
     output = project.dvc("repro", "tokenize").stdout
@@ -60,12 +60,12 @@ def test_a_killed_stage_trains_no_tokenizer_again_and_encodes_no_text_again(proj
 
 
 def test_a_stage_begins_anew_where_packages_were_upgraded_since_the_kill(project: Clone) -> None:
-    kill(project, "smollm.corpus.encode:file_digest before 1 group")
+    kill(project, "first file of tokens is digested")
     (record,) = project.directory.glob(".resume/tokenize/*/sources.json")
     versions = json.loads(record.read_text())
     record.write_text(json.dumps({**versions, "pretrain": {**versions["pretrain"], "python": "3.0.0"}}))
     before = kept(project)
-    printed = kill(project, "smollm.corpus.encode:file_digest before 1 group")
+    printed = kill(project, "first file of tokens is digested")
     assert "resumed after" not in printed
     assert kept(project)["tokenizer/tokenizer.json"] != before["tokenizer/tokenizer.json"]
     assert "pretrain: resumed after" in project.dvc("repro", "tokenize").stdout

@@ -24,6 +24,7 @@ A_FEW = {
 
 ALL = {
     "tokenizer is trained": None,
+    "first file of tokens is digested": None,
     "second file of tokens is digested": None,
     "second output of tokenize is published": None,
     "tokenize ends": None,

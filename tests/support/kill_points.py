@@ -34,6 +34,9 @@ class KillPoint:
 
 KILL_POINTS = {
     "tokenizer is trained": KillPoint("tokenize", "smollm.corpus.tokenizer", "train"),
+    "first file of tokens is digested": KillPoint(
+        "tokenize", "smollm.corpus.encode", "file_digest", is_before=True, takes_dvc=True
+    ),
     "second file of tokens is digested": KillPoint(
         "tokenize", "smollm.corpus.encode", "file_digest", call=2, is_before=True, takes_dvc=True
     ),
