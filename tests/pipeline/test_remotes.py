@@ -15,7 +15,9 @@ pytestmark = pytest.mark.slow
 
 KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret-word", "AWS_DEFAULT_REGION": "us-east-1"}
 WEIGHTS = [
-    f"{kind}/{stage}/model.safetensors" for kind in ("checkpoints", "models") for stage in ("pretrain", "finetune")
+    path
+    for stage in ("pretrain", "finetune")
+    for path in (f"checkpoints/{stage}/last/model.safetensors", f"models/{stage}/model.safetensors")
 ]
 
 
