@@ -34,10 +34,10 @@ from smollm.model.llama import Execution, LlamaForCausalLM
 from smollm.state.files import write_json
 from smollm.state.journal import Journal
 from smollm.tracking import provenance
-from smollm.tracking.console import Progress
+from smollm.tracking.console import ProgressBar
 from smollm.tracking.delivery import Delivery
-from smollm.tracking.run_record import Description, Ending
-from smollm.tracking.store import Store
+from smollm.tracking.mlflow_store import MlflowStore
+from smollm.tracking.run_record import RunDescription, RunEnd
 from smollm.tracking.tracker import Tracker
 from smollm.tracking.upload import upload
 from smollm.training.assembly import Assembly
@@ -80,16 +80,16 @@ class Training:
             records = Records(Journal(directory / "journal.jsonl"), store, lambda *_: None)
             trainer = Trainer(settings, TrainingData(self.tokenizer, 0, batches, windows), self.assembly, records)
             began = time.perf_counter()
-            with StopSignal() as stop, closing(Progress("benchmark", training.steps, 0)) as progress:
+            with StopSignal() as stop, closing(ProgressBar("benchmark", training.steps, 0)) as progress:
                 trainer.run(stop, progress)
             return 1000 * (time.perf_counter() - began) / training.steps
 
 
-def description(config: Config, number: int, lr: float) -> Description:
+def description(config: Config, number: int, lr: float) -> RunDescription:
     params = provenance.flatten(config.pretrain, "pretrain") | provenance.flatten(config.model, "model")
     started = time.time()
-    return Description(
-        mark=f"{number:016x}-{int(started * 1000)}",
+    return RunDescription(
+        delivery_id=f"{number:016x}-{int(started * 1000)}",
         experiment="smollm",
         run_name=f"pretrain tiny lr={lr:g}",
         started=started,
@@ -115,7 +115,7 @@ def tracked(directory: Path, uri: str | None, config: Config, spent: list[float]
         spent.append(0.0)
         return
     root = directory / "mlruns"
-    store = Store(uri or f"sqlite:///{root}/mlflow.db", root)
+    store = MlflowStore(uri or f"sqlite:///{root}/mlflow.db", root)
     if not uri:
         store.client()  # makes the tables, once in a repository's life
     tracker = Tracker(directory, store, dataclasses.replace(config.tracking, finish_seconds=5.0), lambda _: None)
@@ -126,7 +126,7 @@ def tracked(directory: Path, uri: str | None, config: Config, spent: list[float]
     began = tracker_seconds(tracker)
     yield
     spent.append(tracker_seconds(tracker) - began)
-    tracker.end(Ending("FINISHED", time.time()), {})
+    tracker.end(RunEnd("FINISHED", time.time()), {})
 
 
 def time_loop(config: Config, rounds: int, steps: int, directory: Path) -> None:
@@ -157,7 +157,7 @@ def time_loop(config: Config, rounds: int, steps: int, directory: Path) -> None:
         )
 
 
-def fill(store: Store, config: Config, directory: Path, runs: int) -> None:
+def fill(store: MlflowStore, config: Config, directory: Path, runs: int) -> None:
     """Store `runs` runs of 5000 steps, each number of which is what the tracker would send."""
     client = store.client()
     for number in range(runs):
@@ -174,14 +174,14 @@ def fill(store: Store, config: Config, directory: Path, runs: int) -> None:
                     journal.append("validation", step, loss=loss, bits_per_byte=loss, best_bits_per_byte=loss)
             journal.append("result", 5000, **{"speed/median_tokens_per_second": 1e6 + number})
         delivery = Delivery(place, store)
-        delivery.end(Ending("FINISHED", time.time()), {})
+        delivery.end(RunEnd("FINISHED", time.time()), {})
         upload(delivery, client)
 
 
 def time_compare(config: Config, runs: int, directory: Path) -> None:
     clone = directory / "clone"
     subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
-    store = Store.of(clone)
+    store = MlflowStore.of(clone)
     began = time.perf_counter()
     fill(store, config, directory / "runs", runs)
     print(f"{runs} runs of 5000 steps sent to SQLite in {time.perf_counter() - began:.0f} s")

@@ -11,7 +11,7 @@ class PipelineError(RuntimeError):
     """Base of all errors whose message tells the user what to do."""
 
     exit_code = 1
-    """Of the program that it ends."""
+    """Exit code of the program that this error ends."""
 
 
 class ConfigError(PipelineError, ValueError):
@@ -56,21 +56,24 @@ class Interrupted(PipelineError):
         self.exit_code = 128 + signal_number
 
 
-_OF_A_NETWORK = {
+_NETWORK_ERRORS = {
     *(errno.EPIPE, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT),
     *(errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(errno.ECHILD, errno.ESRCH),
 }
-"""Error numbers of sockets, pipes and processes, unless the error names a file: one of a disk in the network, say."""
+"""Error numbers of sockets, pipes and processes. An error that names a file is one of a disk, a network disk say."""
 
 
 def user_error(error: BaseException) -> PipelineError | None:
-    """`error` as one that the user can fix: itself, or an error of the disk; None for a fault of the program."""
+    """Turn `error` into one that the user can fix; None if it is a bug.
+
+    A PipelineError is returned as it is, an error of the disk as a StorageError.
+    """
     if isinstance(error, PipelineError):
         return error
     if not isinstance(error, OSError) or error.errno is None or isinstance(error, socket.gaierror):
         return None
-    if error.filename is None and error.errno in _OF_A_NETWORK:
+    if error.filename is None and error.errno in _NETWORK_ERRORS:
         return None
     reason = error.strerror or os.strerror(error.errno)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from support.clone import Clone
 
-from smollm.tracking.store import sqlite_uri
+from smollm.tracking.mlflow_store import sqlite_uri
 
 STRANGE = "a?b#c %20 d é日本"
 """A folder's name with what addresses give a meaning to."""

@@ -16,7 +16,7 @@ from support.live_states import edit, nothing, record, state, train, write_works
 from smollm.errors import user_error
 from smollm.state.files import link_or_copy, replace_directory, write_json
 from smollm.state.live_state import LiveState
-from smollm.state.saved import SavedState
+from smollm.state.saved_state import SavedState
 from smollm.state.tokens import open_tokens, read_manifest
 from smollm.state.workspace import Workspace
 

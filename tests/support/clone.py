@@ -14,7 +14,7 @@ from typing import IO, Any
 import yaml
 from support.structure import ROOT
 
-from smollm.tracking.store import Store
+from smollm.tracking.mlflow_store import MlflowStore
 
 SMALL: dict[str, Any] = {
     "preset": "test",
@@ -82,7 +82,7 @@ def empty_store() -> Path:
 
     def build(directory: Path) -> None:
         directory.mkdir()
-        Store(f"sqlite:///{directory}/mlflow.db", directory).client()
+        MlflowStore(f"sqlite:///{directory}/mlflow.db", directory).client()
 
     return shared("empty-store", build) / "mlflow.db"
 

@@ -15,7 +15,7 @@ from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.model.llama import LlamaForCausalLM
 from smollm.state.journal import Journal
-from smollm.tracking.console import Progress
+from smollm.tracking.console import ProgressBar
 from smollm.training.assembly import Assembly, choose_execution
 from smollm.training.batches import Batches, validation_windows
 from smollm.training.checkpoint_store import CheckpointStore
@@ -83,7 +83,7 @@ class TrainerFactory:
 def run(trainer: Trainer) -> Trainer:
     """Train to the end."""
     with StopSignal() as stop:
-        trainer.run(stop, Progress("test", trainer.settings.steps, trainer.done))
+        trainer.run(stop, ProgressBar("test", trainer.settings.steps, trainer.done))
     return trainer
 
 

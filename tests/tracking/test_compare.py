@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from smollm.tracking.compare import main, table
-from smollm.tracking.store import Store
+from smollm.tracking.mlflow_store import MlflowStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,7 +88,7 @@ def test_times_are_local_as_in_the_training_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = RUNS.assign(start_time=RUNS["start_time"].dt.tz_localize("UTC"))
-    monkeypatch.setattr(Store, "search_runs", lambda self, experiment: runs)
+    monkeypatch.setattr(MlflowStore, "search_runs", lambda self, experiment: runs)
     with monkeypatch.context() as place:
         place.setenv("TZ", "UTC-5:30")
         time.tzset()
@@ -107,6 +107,6 @@ def test_a_dead_server_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("command")
 def test_no_runs_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Store, "search_runs", lambda self, experiment: pd.DataFrame())
+    monkeypatch.setattr(MlflowStore, "search_runs", lambda self, experiment: pd.DataFrame())
     with pytest.raises(SystemExit, match=r"^No runs yet in experiment 'smollm' of .*; `dvc repro` makes some$"):
         main()

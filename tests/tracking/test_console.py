@@ -10,7 +10,7 @@ import pytest
 from support.structure import ROOT
 
 from smollm.tracking import console as progress
-from smollm.tracking.console import Progress
+from smollm.tracking.console import ProgressBar
 
 
 class Clock:
@@ -34,7 +34,7 @@ def test_a_line_comes_now_and_then_and_at_the_end(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    bar = Progress("train", 10, initial=2)
+    bar = ProgressBar("train", 10, initial=2)
     for _ in range(8):
         clock.now += 5
         bar.update(1, loss="1.5")
@@ -50,16 +50,16 @@ def test_a_total_that_is_unknown_is_not_promised(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    bar = Progress("read", None, unit="B")
+    bar = ProgressBar("read", None, unit="B")
     clock.now += 20
     bar.update(1_234_567)
     assert capsys.readouterr().out == "read: 1.23MB\n"
 
 
 TRAIN = """
-from smollm.tracking.console import Progress, say
+from smollm.tracking.console import ProgressBar, say
 say("begun")
-bar = Progress("train", 3)
+bar = ProgressBar("train", 3)
 input()
 for _ in range(3):
     bar.update(1)

@@ -10,7 +10,7 @@ from smollm.config.tracking import TrackingConfig
 from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace
 from smollm.tracking.observer import RunInputs, StageObserver
-from smollm.tracking.run_record import Ending
+from smollm.tracking.run_record import RunEnd
 from smollm.tracking.tracker import Tracker
 
 SETTINGS = TrackingConfig("smollm", 1.0, 10.0, 1.0, None, store_weights=False)
@@ -30,11 +30,11 @@ def observer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageObserver:
 def test_outputs_that_cannot_be_read_leave_a_finished_run(
     observer: StageObserver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    endings: list[Ending] = []
-    monkeypatch.setattr(Tracker, "end", lambda self, ending, artifacts: endings.append(ending))
+    run_ends: list[RunEnd] = []
+    monkeypatch.setattr(Tracker, "end", lambda self, run_end, artifacts: run_ends.append(run_end))
     observer.begin(RunInputs({}))
     observer.finish({}, None)  # there is no metrics.json
-    assert [ending.status for ending in endings] == ["FINISHED"]
+    assert [run_end.status for run_end in run_ends] == ["FINISHED"]
     assert "pretrain: MLflow lacks the tags and files of this run's end: [Errno 2]" in capsys.readouterr().out
 
 

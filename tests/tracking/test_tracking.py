@@ -22,8 +22,8 @@ from smollm.tracking import outbox
 from smollm.tracking.deadline import Deadline
 from smollm.tracking.delivery import Delivery
 from smollm.tracking.metric_names import metrics
-from smollm.tracking.run_record import Dataset, Description, Ending, Version
-from smollm.tracking.store import Store
+from smollm.tracking.mlflow_store import MlflowStore
+from smollm.tracking.run_record import Dataset, ModelVersion, RunDescription, RunEnd
 from smollm.tracking.tracker import Tracker
 from smollm.tracking.upload import upload
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-DESCRIPTION = Description(
-    mark="abc-1700000000000",
+DESCRIPTION = RunDescription(
+    delivery_id="abc-1700000000000",
     experiment="smollm",
     run_name="pretrain-abc",
     started=1_700_000_000.0,
@@ -53,15 +53,15 @@ SETTINGS = TrackingConfig(
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> MlflowStore:
     root = tmp_path / "mlruns"
     root.mkdir()
     shutil.copyfile(empty_store(), root / "mlflow.db")
-    return Store(f"sqlite:///{root}/mlflow.db", root)
+    return MlflowStore(f"sqlite:///{root}/mlflow.db", root)
 
 
 @pytest.fixture
-def client(store: Store) -> "MlflowClient":
+def client(store: MlflowStore) -> "MlflowClient":
     return store.client()
 
 
@@ -94,7 +94,7 @@ def points(client: "MlflowClient", run: "Run") -> list[tuple[int, float, int]]:
     return [(p.step, p.value, p.timestamp) for p in client.get_metric_history(run.info.run_id, "train/loss")]
 
 
-def test_everything_arrives(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_everything_arrives(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     delivery = Delivery(state, store)
     upload(delivery, client)
     run = only_run(client)
@@ -106,7 +106,7 @@ def test_everything_arrives(state: Path, store: Store, client: "MlflowClient") -
     assert "speed/mfu" not in run.data.metrics
     assert [step for step, _, _ in points(client, run)] == [1, 2, 3, 4]
     assert run.inputs.dataset_inputs[0].dataset.digest == "0" * 32 + ".dir"
-    delivery.end(Ending("FINISHED", 1_700_000_100.0, {"dvc.out.model": "x"}), {"log.txt": state / "journal.jsonl"})
+    delivery.end(RunEnd("FINISHED", 1_700_000_100.0, {"dvc.out.model": "x"}), {"log.txt": state / "journal.jsonl"})
     upload(delivery, client)
     run = only_run(client)
     assert (run.info.status, run.info.end_time) == ("FINISHED", 1_700_000_100_000)
@@ -115,7 +115,7 @@ def test_everything_arrives(state: Path, store: Store, client: "MlflowClient") -
     assert delivery.is_done
 
 
-def test_a_point_keeps_the_journals_time(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_a_point_keeps_the_journals_time(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     upload(Delivery(state, store), client)
     recorded = [r for r in Journal(state / "journal.jsonl").records() if r.kind == "step"]
     assert points(client, only_run(client)) == [(r.step, r.values["train_loss"], int(r.time * 1000)) for r in recorded]
@@ -131,7 +131,7 @@ def test_the_steps_that_fp16_skips_are_counted() -> None:
     assert list(metrics(record)) == [("train/skipped_steps", 3.0)]
 
 
-def test_a_run_has_the_hardware_that_it_went_on_with(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_a_run_has_the_hardware_that_it_went_on_with(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     journal = Journal(state / "journal.jsonl")
     journal.append("hardware", 0, device="cuda")
     upload(Delivery(state, store), client)
@@ -141,7 +141,7 @@ def test_a_run_has_the_hardware_that_it_went_on_with(state: Path, store: Store, 
     assert only_run(client).data.tags["hardware.device"] == "mps"
 
 
-def test_what_was_acknowledged_is_not_sent_again(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_what_was_acknowledged_is_not_sent_again(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     upload(Delivery(state, store), client)
     note(state, 5, 6)
     upload(Delivery(state, store), client)
@@ -150,7 +150,7 @@ def test_what_was_acknowledged_is_not_sent_again(state: Path, store: Store, clie
 
 
 def test_a_kill_before_the_acknowledgement_was_noted_repeats_no_point_and_no_run(
-    state: Path, store: Store, client: "MlflowClient"
+    state: Path, store: MlflowStore, client: "MlflowClient"
 ) -> None:
     upload(Delivery(state, store), client)
     before = points(client, only_run(client))
@@ -160,7 +160,7 @@ def test_a_kill_before_the_acknowledgement_was_noted_repeats_no_point_and_no_run
 
 
 def test_a_creation_that_mlflows_client_repeats_leaves_one_run(
-    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+    state: Path, store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = client.create_run
     monkeypatch.setattr(client, "create_run", lambda *values: [create(*values) for _ in range(3)][-1])
@@ -170,7 +170,7 @@ def test_a_creation_that_mlflows_client_repeats_leaves_one_run(
 
 
 def test_the_system_is_measured_again_after_a_lost_answer(
-    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+    state: Path, store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
 
@@ -193,7 +193,7 @@ def test_the_system_is_measured_again_after_a_lost_answer(
     tracker.flush()
 
 
-def test_the_sample_table_is_one_that_mlflow_loads(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_the_sample_table_is_one_that_mlflow_loads(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     import mlflow
 
     upload(Delivery(state, store), client)
@@ -210,7 +210,7 @@ def test_the_sample_table_is_one_that_mlflow_loads(state: Path, store: Store, cl
 
 
 def test_a_child_lies_under_a_parent_that_the_store_knows(
-    state: Path, store: Store, client: "MlflowClient", tmp_path: Path
+    state: Path, store: MlflowStore, client: "MlflowClient", tmp_path: Path
 ) -> None:
     upload(Delivery(state, store), client)
     parent = only_run(client).info.run_id
@@ -221,7 +221,7 @@ def test_a_child_lies_under_a_parent_that_the_store_knows(
         child = tmp_path / name
         shutil.copytree(state, child)
         (child / "delivery.json").unlink()
-        values = {**vars(DESCRIPTION), "mark": name, "datasets": [], "parent_run_id": asked, "run_name": name}
+        values = {**vars(DESCRIPTION), "delivery_id": name, "datasets": [], "parent_run_id": asked, "run_name": name}
         write_json(child / "description.json", values)
         delivery = Delivery(child, store)
         upload(delivery, client)
@@ -236,15 +236,15 @@ class DeadClient:
 
 
 def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_later(
-    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+    state: Path, store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     tracker = Tracker(state, store, SETTINGS, said.append)
     with monkeypatch.context() as dead:
-        dead.setattr(Store, "client", lambda self: DeadClient())
+        dead.setattr(MlflowStore, "client", lambda self: DeadClient())
         tracker.start(DESCRIPTION)
         tracker.flush()
-        tracker.end(Ending("FINISHED", 1_700_000_100.0), {"log.txt": state / "journal.jsonl"})
+        tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {"log.txt": state / "journal.jsonl"})
     assert len(said) == 2
     assert said[0].startswith("MLflow (sqlite:")
     assert "training continues" in said[0]
@@ -257,15 +257,15 @@ def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_late
     assert not outbox.waiting(store)
 
 
-def test_the_outbox_keeps_what_cannot_be_sent(state: Path, store: Store) -> None:
-    outbox.put_aside(Delivery(state, store))
+def test_the_outbox_keeps_what_cannot_be_sent(state: Path, store: MlflowStore) -> None:
+    outbox.add(Delivery(state, store))
     said: list[str] = []
     assert outbox.send(DeadClient(), store, said.append) == 1  # type: ignore[arg-type]
     assert len(outbox.waiting(store)) == 1
     assert "nobody there" in said[0]
 
 
-def test_an_abandoned_run_is_closed_as_killed(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_an_abandoned_run_is_closed_as_killed(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     upload(Delivery(state, store), client)
     note(state, 5, 5)
     outbox.abandon(state, store, 1_700_000_200.0)
@@ -276,10 +276,10 @@ def test_an_abandoned_run_is_closed_as_killed(state: Path, store: Store, client:
 
 
 def test_a_finished_run_is_left_alone_when_its_state_is_removed(
-    state: Path, store: Store, client: "MlflowClient"
+    state: Path, store: MlflowStore, client: "MlflowClient"
 ) -> None:
     delivery = Delivery(state, store)
-    delivery.end(Ending("FINISHED", 1_700_000_100.0), {})
+    delivery.end(RunEnd("FINISHED", 1_700_000_100.0), {})
     upload(delivery, client)
     outbox.abandon(state, store, 1_700_000_200.0)
     assert not outbox.waiting(store)
@@ -287,17 +287,17 @@ def test_a_finished_run_is_left_alone_when_its_state_is_removed(
 
 
 @pytest.fixture
-def other_store(store: Store, tmp_path: Path) -> Store:
+def other_store(store: MlflowStore, tmp_path: Path) -> MlflowStore:
     """Another store that the same repository is told to use."""
     shutil.copyfile(empty_store(), tmp_path / "other.db")
-    return Store(f"sqlite:///{tmp_path}/other.db", store.root)
+    return MlflowStore(f"sqlite:///{tmp_path}/other.db", store.root)
 
 
 def test_a_run_that_finished_in_another_store_is_not_copied_to_this_one(
-    state: Path, store: Store, client: "MlflowClient", other_store: Store
+    state: Path, store: MlflowStore, client: "MlflowClient", other_store: MlflowStore
 ) -> None:
     delivery = Delivery(state, store)
-    delivery.end(Ending("FINISHED", 1_700_000_100.0), {})
+    delivery.end(RunEnd("FINISHED", 1_700_000_100.0), {})
     upload(delivery, client)
     outbox.abandon(state, other_store, 1_700_000_200.0)
     assert not outbox.waiting(other_store)
@@ -305,7 +305,7 @@ def test_a_run_that_finished_in_another_store_is_not_copied_to_this_one(
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["known there", "not yet"])
 def test_a_run_that_began_for_another_store_is_closed_there(
-    state: Path, store: Store, client: "MlflowClient", other_store: Store, is_known: bool
+    state: Path, store: MlflowStore, client: "MlflowClient", other_store: MlflowStore, is_known: bool
 ) -> None:
     delivery = Delivery(state, store)
     delivery.begin(DESCRIPTION)
@@ -319,9 +319,11 @@ def test_a_run_that_began_for_another_store_is_closed_there(
     assert only_run(client).info.status == "KILLED"
 
 
-def test_a_continued_run_is_running_again_and_then_finished(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_a_continued_run_is_running_again_and_then_finished(
+    state: Path, store: MlflowStore, client: "MlflowClient"
+) -> None:
     first = Delivery(state, store)
-    first.end(Ending("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
+    first.end(RunEnd("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
     upload(first, client)
     assert only_run(client).info.status == "KILLED"
     assert only_run(client).data.tags["error"] == "stopped"
@@ -330,18 +332,22 @@ def test_a_continued_run_is_running_again_and_then_finished(state: Path, store: 
     again.reopen()
     upload(again, client)
     assert only_run(client).info.status == "RUNNING"
-    again.end(Ending("FINISHED", 1_700_000_300.0), {})
+    again.end(RunEnd("FINISHED", 1_700_000_300.0), {})
     upload(again, client)
     assert only_run(client).info.status == "FINISHED"
     assert "error" not in only_run(client).data.tags
     assert [step for step, _, _ in points(client, only_run(client))] == [1, 2, 3, 4, 5]
 
 
-def test_a_finished_run_has_one_version_in_the_registry(state: Path, store: Store, client: "MlflowClient") -> None:
-    version = Version("smollm", "| bits per byte | 1.2 |", {"md5": "0" * 32, "metrics.bits_per_byte": "1.2"}, "model")
+def test_a_finished_run_has_one_version_in_the_registry(
+    state: Path, store: MlflowStore, client: "MlflowClient"
+) -> None:
+    version = ModelVersion(
+        "smollm", "| bits per byte | 1.2 |", {"md5": "0" * 32, "metrics.bits_per_byte": "1.2"}, "model"
+    )
     (state / "pointer.json").write_text("{}")
     delivery = Delivery(state, store)
-    delivery.end(Ending("FINISHED", 1_700_000_100.0, {}, version), {"model/pointer.json": state / "pointer.json"})
+    delivery.end(RunEnd("FINISHED", 1_700_000_100.0, {}, version), {"model/pointer.json": state / "pointer.json"})
     upload(delivery, client)
     # as if killed before the end was noted
     (state / "delivery.json").write_text((state / "delivery.json").read_text().replace('"done": true', '"done": false'))
@@ -354,18 +360,18 @@ def test_a_finished_run_has_one_version_in_the_registry(state: Path, store: Stor
     assert [item.path for item in client.list_artifacts(run.info.run_id, "model")] == ["model/pointer.json"]
 
 
-def ended_with_a_version(state: Path, store: Store, name: str) -> Delivery:
+def ended_with_a_version(state: Path, store: MlflowStore, name: str) -> Delivery:
     (state / "pointer.json").write_text("{}")
     delivery = Delivery(state, store)
-    version = Version(name, "", {}, "model")
-    delivery.end(Ending("FINISHED", 1_700_000_100.0, {}, version), {"model/pointer.json": state / "pointer.json"})
+    version = ModelVersion(name, "", {}, "model")
+    delivery.end(RunEnd("FINISHED", 1_700_000_100.0, {}, version), {"model/pointer.json": state / "pointer.json"})
     return delivery
 
 
 def test_a_registry_that_refuses_leaves_a_finished_run_and_one_line(
-    state: Path, store: Store, client: "MlflowClient"
+    state: Path, store: MlflowStore, client: "MlflowClient"
 ) -> None:
-    outbox.put_aside(ended_with_a_version(state, store, "team/smollm"))
+    outbox.add(ended_with_a_version(state, store, "team/smollm"))
     said: list[str] = []
     assert outbox.send(client, store, said.append) == 0
     assert only_run(client).info.status == "FINISHED"
@@ -375,9 +381,9 @@ def test_a_registry_that_refuses_leaves_a_finished_run_and_one_line(
 
 
 def test_a_registry_that_does_not_answer_gets_the_version_later(
-    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+    state: Path, store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outbox.put_aside(ended_with_a_version(state, store, "smollm"))
+    outbox.add(ended_with_a_version(state, store, "smollm"))
     said: list[str] = []
     with monkeypatch.context() as dead:
         dead.setattr(client, "create_registered_model", lambda name: DeadClient().create_registered_model(name))
@@ -387,7 +393,9 @@ def test_a_registry_that_does_not_answer_gets_the_version_later(
     assert len(client.search_model_versions("name = 'smollm'")) == 1
 
 
-def test_a_store_that_was_emptied_gets_the_whole_run_again(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_a_store_that_was_emptied_gets_the_whole_run_again(
+    state: Path, store: MlflowStore, client: "MlflowClient"
+) -> None:
     upload(Delivery(state, store), client)
     lost = only_run(client).info.run_id
     with closing(sqlite3.connect(empty_store())) as empty, closing(sqlite3.connect(store.root / "mlflow.db")) as there:
@@ -402,12 +410,12 @@ def test_a_store_that_was_emptied_gets_the_whole_run_again(state: Path, store: S
 
 
 def test_a_run_that_its_user_deleted_is_dropped_with_one_line(
-    state: Path, store: Store, client: "MlflowClient"
+    state: Path, store: MlflowStore, client: "MlflowClient"
 ) -> None:
     upload(Delivery(state, store), client)
     client.delete_run(only_run(client).info.run_id)
     note(state, 5, 6)
-    outbox.put_aside(Delivery(state, store))
+    outbox.add(Delivery(state, store))
     said: list[str] = []
     assert outbox.send(client, store, said.append) == 0
     assert said == ["outbox: abc-1700000000000 dropped: the run was deleted there; nothing more of it is sent"]
@@ -415,11 +423,11 @@ def test_a_run_that_its_user_deleted_is_dropped_with_one_line(
     said.clear()
     tracker = Tracker(state, store, SETTINGS, said.append)
     tracker.start(DESCRIPTION)
-    tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
+    tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {})
     assert said == [f"MLflow ({store.shown}): the run was deleted there; nothing more of it is sent"]
 
 
-def test_the_warning_tells_a_refusal_from_an_outage(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_the_warning_tells_a_refusal_from_an_outage(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     client.delete_experiment(store.experiment_id(client, "smollm"))
     said: list[str] = []
     tracker = Tracker(state, store, SETTINGS, said.append)
@@ -429,7 +437,7 @@ def test_the_warning_tells_a_refusal_from_an_outage(state: Path, store: Store, c
     assert "refuses; training continues. MlflowException: The experiment 1 must be in the 'active' state" in line
 
 
-def test_after_its_deadline_a_store_is_asked_no_more(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_after_its_deadline_a_store_is_asked_no_more(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     deadline = Deadline()
     delivery = Delivery(state, store, deadline)
     deadline.limit(-1)
@@ -453,17 +461,17 @@ class BlockedClient:
 
 
 def test_a_call_that_never_returns_holds_up_no_stage(
-    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+    state: Path, store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     blocked, before = BlockedClient(), set(threading.enumerate())
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "client", lambda self: blocked)
+        patched.setattr(MlflowStore, "client", lambda self: blocked)
         tracker = Tracker(state, store, replace(SETTINGS, finish_seconds=0.5), said.append)
         began = time.monotonic()
         tracker.start(DESCRIPTION)
         tracker.flush()
-        tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
+        tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {})
         assert time.monotonic() - began < 5
         blocked.let_go.set()
         for thread in set(threading.enumerate()) - before:
@@ -481,7 +489,7 @@ def test_a_call_that_never_returns_holds_up_no_stage(
 
 
 def test_publishing_takes_nothing_from_the_time_that_mlflow_has(
-    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+    state: Path, store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     tracker = Tracker(state, store, SETTINGS, said.append)
@@ -489,74 +497,76 @@ def test_publishing_takes_nothing_from_the_time_that_mlflow_has(
     tracker.flush()
     clock = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
-    tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
+    tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {})
     assert only_run(client).info.status == "FINISHED"
     assert said == []
 
 
-def test_a_run_that_waits_already_is_not_closed_again(state: Path, store: Store) -> None:
+def test_a_run_that_waits_already_is_not_closed_again(state: Path, store: MlflowStore) -> None:
     delivery = Delivery(state, store)
-    delivery.end(Ending("FINISHED", 1_700_000_100.0), {})
-    outbox.put_aside(delivery)
+    delivery.end(RunEnd("FINISHED", 1_700_000_100.0), {})
+    outbox.add(delivery)
     (waiting,) = outbox.waiting(store)
     shutil.rmtree(waiting)  # sent by another process
     outbox.abandon(state, store, 0.0)
     assert outbox.waiting(store) == []
 
 
-def test_the_oldest_run_is_sent_first(state: Path, store: Store) -> None:
-    for mark in ("aaa-1700000000300", "bbb-1700000000100", "ccc-1700000000200"):
+def test_the_oldest_run_is_sent_first(state: Path, store: MlflowStore) -> None:
+    for delivery_id in ("aaa-1700000000300", "bbb-1700000000100", "ccc-1700000000200"):
         text = (state / "description.json").read_text()
-        other = state.parent / mark
+        other = state.parent / delivery_id
         shutil.copytree(state, other)
-        (other / "description.json").write_text(text.replace(DESCRIPTION.mark, mark))
-        outbox.put_aside(Delivery(other, store))
+        (other / "description.json").write_text(text.replace(DESCRIPTION.delivery_id, delivery_id))
+        outbox.add(Delivery(other, store))
     assert [path.name[:3] for path in outbox.waiting(store)] == ["bbb", "ccc", "aaa"]
 
 
 def test_a_page_is_named_for_a_server_and_without_its_password() -> None:
-    server = Store("https://me:word@host:5000", Path("x"))
+    server = MlflowStore("https://me:word@host:5000", Path("x"))
     assert server.page("1", "abc") == "https://host:5000/#/experiments/1/runs/abc"
-    assert Store("sqlite:///x.db", Path("x")).page("1", "abc") is None
+    assert MlflowStore("sqlite:///x.db", Path("x")).page("1", "abc") is None
 
 
-def test_another_store_gets_the_whole_run(state: Path, store: Store, client: "MlflowClient", tmp_path: Path) -> None:
+def test_another_store_gets_the_whole_run(
+    state: Path, store: MlflowStore, client: "MlflowClient", tmp_path: Path
+) -> None:
     upload(Delivery(state, store), client)
     root = tmp_path / "other"
     root.mkdir()
     shutil.copyfile(empty_store(), root / "mlflow.db")
-    other = Store(f"sqlite:///{root}/mlflow.db", root)
+    other = MlflowStore(f"sqlite:///{root}/mlflow.db", root)
     upload(Delivery(state, other), other.client())
     assert [step for step, _, _ in points(other.client(), only_run(other.client()))] == [1, 2, 3, 4]
 
 
 def test_a_password_is_never_shown() -> None:
-    store = Store("https://someone:secret@server.test:8443/mlflow?x=1", Path("/mlruns"))
+    store = MlflowStore("https://someone:secret@server.test:8443/mlflow?x=1", Path("/mlruns"))
     assert store.shown == "https://server.test:8443/mlflow?x=1"
 
 
-def test_another_password_is_no_other_store(state: Path, store: Store) -> None:
-    outbox.put_aside(Delivery(state, Store("http://me:old@server.test", store.root)))
+def test_another_password_is_no_other_store(state: Path, store: MlflowStore) -> None:
+    outbox.add(Delivery(state, MlflowStore("http://me:old@server.test", store.root)))
     said: list[str] = []
-    outbox.send(DeadClient(), Store("http://me:new@server.test", store.root), said.append)  # type: ignore[arg-type]
+    outbox.send(DeadClient(), MlflowStore("http://me:new@server.test", store.root), said.append)  # type: ignore[arg-type]
     assert said == ["outbox: abc-1700000000000 not sent, ConnectionError: nobody there"]
 
 
 def test_the_users_store_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server.test")
-    assert Store.of(Path("/repository")).uri == "http://server.test"
+    assert MlflowStore.of(Path("/repository")).uri == "http://server.test"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert Store.of(Path("/repository")).uri == "sqlite:////repository/mlruns/mlflow.db"
+    assert MlflowStore.of(Path("/repository")).uri == "sqlite:////repository/mlruns/mlflow.db"
 
 
-def test_artifacts_lie_below_mlruns(store: Store, client: "MlflowClient") -> None:
+def test_artifacts_lie_below_mlruns(store: MlflowStore, client: "MlflowClient") -> None:
     experiment = client.get_experiment(store.experiment_id(client, "mine"))
     assert experiment.artifact_location == (store.root / "artifacts" / "mine").as_uri()
     assert store.experiment_id(client, "mine") == experiment.experiment_id
 
 
 def test_an_experiment_that_another_process_has_just_made_is_used(
-    store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+    store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = store.experiment_id(client, "mine")
     real, answers = client.get_experiment_by_name, iter([lambda name: None])
@@ -565,17 +575,17 @@ def test_an_experiment_that_another_process_has_just_made_is_used(
 
 
 def test_a_run_that_goes_on_is_not_ended_by_its_older_copy_in_the_outbox(
-    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+    state: Path, store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as dead:
-        dead.setattr(Store, "client", lambda self: DeadClient())
+        dead.setattr(MlflowStore, "client", lambda self: DeadClient())
         stopped = Tracker(state, store, SETTINGS, lambda line: None)
         stopped.start(DESCRIPTION)
-        stopped.end(Ending("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
+        stopped.end(RunEnd("KILLED", 1_700_000_100.0, {"error": "stopped"}), {})
     assert len(outbox.waiting(store)) == 1
     again = Tracker(state, store, SETTINGS, pytest.fail)
     again.start(DESCRIPTION)
-    again.end(Ending("FINISHED", 1_700_000_200.0), {})
+    again.end(RunEnd("FINISHED", 1_700_000_200.0), {})
     assert outbox.send(client, store, pytest.fail) == 0
     run = only_run(client)
     assert run.info.status == "FINISHED"
@@ -595,7 +605,7 @@ class StuckClient:
 
 
 @contextmanager
-def sending(store: Store) -> Iterator[None]:
+def sending(store: MlflowStore) -> Iterator[None]:
     """While another process is stuck at sending the first delivery of the outbox."""
     client = StuckClient()
     thread = threading.Thread(target=outbox.send, args=(client, store, lambda line: None))
@@ -616,47 +626,49 @@ def at_once(action: Callable[[], None]) -> bool:
     return not thread.is_alive()
 
 
-def test_no_stage_waits_for_a_process_that_sends_the_outbox(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_no_stage_waits_for_a_process_that_sends_the_outbox(
+    state: Path, store: MlflowStore, client: "MlflowClient"
+) -> None:
     older, given_up = state.parent / "older", state.parent / "given up"
-    for directory, mark in ((older, "older-1"), (given_up, "abc-2")):
+    for directory, delivery_id in ((older, "older-1"), (given_up, "abc-2")):
         shutil.copytree(state, directory)
-        write_json(directory / "description.json", {**vars(DESCRIPTION), "datasets": [], "mark": mark})
-    outbox.put_aside(Delivery(older, store))
+        write_json(directory / "description.json", {**vars(DESCRIPTION), "datasets": [], "delivery_id": delivery_id})
+    outbox.add(Delivery(older, store))
     tracker = Tracker(state, store, replace(SETTINGS, finish_seconds=0.1), lambda line: None)
     with sending(store):
         assert at_once(lambda: tracker.start(DESCRIPTION))
         assert at_once(lambda: outbox.abandon(given_up, store, 1_700_000_200.0))
-        assert at_once(lambda: tracker.end(Ending("FINISHED", 1_700_000_100.0), {}))
+        assert at_once(lambda: tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {}))
     assert outbox.send(client, store, pytest.fail) == 0
 
 
 def test_a_stage_waits_a_moment_for_a_process_that_sends_its_own_run(
-    state: Path, store: Store, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+    state: Path, store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "_MOMENT_SECONDS", 0.1)
-    outbox.put_aside(Delivery(state, store))
+    outbox.add(Delivery(state, store))
     said: list[str] = []
     tracker = Tracker(state, store, replace(SETTINGS, finish_seconds=0.1), said.append)
     with sending(store):
         assert at_once(lambda: tracker.start(DESCRIPTION))
-        assert at_once(lambda: tracker.end(Ending("FINISHED", 1_700_000_100.0), {}))
+        assert at_once(lambda: tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {}))
     assert "the outbox does not take it: another process is sending abc-1700000000000" in said[-1]
     outbox.abandon(state, store, 1_700_000_200.0)  # as the next stage does
     assert outbox.send(client, store, pytest.fail) == 0
     assert only_run(client).info.status == "FINISHED"
 
 
-def test_an_outbox_that_cannot_be_used_stops_no_stage(state: Path, store: Store, client: "MlflowClient") -> None:
+def test_an_outbox_that_cannot_be_used_stops_no_stage(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     (store.root / "outbox").touch()
     said: list[str] = []
     tracker = Tracker(state, store, SETTINGS, said.append)
     tracker.start(DESCRIPTION)
-    tracker.end(Ending("FINISHED", 1_700_000_100.0), {})
+    tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {})
     assert "NotADirectoryError" in said[0]
 
 
 def test_a_disk_without_room_for_the_outbox_is_told_in_plain_words(
-    state: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    state: Path, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
@@ -665,13 +677,13 @@ def test_a_disk_without_room_for_the_outbox_is_told_in_plain_words(
     log.touch()
     said: list[str] = []
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "client", lambda self: DeadClient())
+        patched.setattr(MlflowStore, "client", lambda self: DeadClient())
         tracker = Tracker(state, store, SETTINGS, said.append)
         tracker.start(DESCRIPTION)
         tracker.flush()
         patched.setattr(outbox, "link_or_copy", full)
-        tracker.end(Ending("FINISHED", 1_700_000_100.0), {"log.txt": log})
-    draft = store.root / "outbox" / f".{DESCRIPTION.mark}.tmp"
+        tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {"log.txt": log})
+    draft = store.root / "outbox" / f".{DESCRIPTION.delivery_id}.tmp"
     assert said[-1] == (
         f"MLflow ({store.shown}) lacks part of this run, and the outbox does not take it: "
         f"[Errno 28] No space left on device: '{draft}/artifacts/log.txt'"
@@ -679,8 +691,8 @@ def test_a_disk_without_room_for_the_outbox_is_told_in_plain_words(
     assert not draft.exists()
 
 
-def test_folders_that_are_no_deliveries_are_left_alone(state: Path, store: Store, client: "MlflowClient") -> None:
-    outbox.put_aside(Delivery(state, store))
+def test_folders_that_are_no_deliveries_are_left_alone(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
+    outbox.add(Delivery(state, store))
     (waiting,) = outbox.waiting(store)
     shutil.copytree(waiting, waiting.with_name("my copy"))
     waiting.with_name("empty-1").mkdir()
@@ -689,33 +701,38 @@ def test_folders_that_are_no_deliveries_are_left_alone(state: Path, store: Store
     assert {path.name for path in waiting.parent.iterdir()} == {"my copy", "empty-1"}
 
 
-def test_two_runs_of_the_same_inputs_wait_side_by_side(state: Path, store: Store, client: "MlflowClient") -> None:
-    for mark in ("abc-1", "abc-2"):
-        values = {**vars(DESCRIPTION), "datasets": [], "mark": mark, "run_name": mark}
+def test_two_runs_of_the_same_inputs_wait_side_by_side(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
+    for delivery_id in ("abc-1", "abc-2"):
+        values = {**vars(DESCRIPTION), "datasets": [], "delivery_id": delivery_id, "run_name": delivery_id}
         write_json(state / "description.json", values)
-        outbox.put_aside(Delivery(state, store))
+        outbox.add(Delivery(state, store))
     assert outbox.send(client, store, pytest.fail) == 0
     runs = client.search_runs([client.get_experiment_by_name("smollm").experiment_id])
     assert {run.info.run_name for run in runs} == {"abc-1", "abc-2"}
 
 
-def test_a_run_for_another_store_waits_for_it(state: Path, store: Store, client: "MlflowClient") -> None:
-    server = Store("http://someone:secret@server.test", store.root)
-    outbox.put_aside(Delivery(state, server))
+def test_a_run_for_another_store_waits_for_it(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
+    server = MlflowStore("http://someone:secret@server.test", store.root)
+    outbox.add(Delivery(state, server))
     said: list[str] = []
     assert outbox.send(client, store, said.append) == 1
     assert len(outbox.waiting(store)) == 1
     assert said == ["outbox: abc-1700000000000 is for http://server.test; set MLFLOW_TRACKING_URI to send it"]
 
 
-def test_a_parent_that_had_no_id_yet_is_found_by_its_mark(
-    state: Path, store: Store, client: "MlflowClient", tmp_path: Path
+def test_a_parent_that_had_no_id_yet_is_found_by_its_delivery_id(
+    state: Path, store: MlflowStore, client: "MlflowClient", tmp_path: Path
 ) -> None:
     upload(Delivery(state, store), client)
     parent = only_run(client).info.run_id
     child = tmp_path / "child"
     child.mkdir()
-    values = {**vars(DESCRIPTION), "mark": "child", "datasets": [], "parent_mark": DESCRIPTION.mark}
+    values = {
+        **vars(DESCRIPTION),
+        "delivery_id": "child",
+        "datasets": [],
+        "parent_delivery_id": DESCRIPTION.delivery_id,
+    }
     write_json(child / "description.json", values)
     delivery = Delivery(child, store)
     upload(delivery, client)
@@ -724,7 +741,7 @@ def test_a_parent_that_had_no_id_yet_is_found_by_its_mark(
 
 def test_the_words_of_a_real_error_hold_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    store = Store("http://someone:secret@127.0.0.1:9", tmp_path / "mlruns")
+    store = MlflowStore("http://someone:secret@127.0.0.1:9", tmp_path / "mlruns")
     with pytest.raises(Exception, match="secret") as caught:
         store.client()
     assert "secret" not in store.reason(caught.value)

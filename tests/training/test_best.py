@@ -15,7 +15,7 @@ from smollm.config.training import TrainingConfig
 from smollm.device.hardware import Hardware
 from smollm.errors import Interrupted
 from smollm.model.llama import LlamaForCausalLM
-from smollm.tracking.console import Progress
+from smollm.tracking.console import ProgressBar
 from smollm.training.best import Best, best_after
 from smollm.training.checkpoint import Checkpoint, verify
 from smollm.training.checkpoint_store import CheckpointStore
@@ -99,7 +99,7 @@ def test_the_best_state_is_the_one_that_was_validated(trainers: TrainerFactory, 
             return take(rate)
 
         short.take_step = take_and_stop  # type: ignore[method-assign]
-        short.run(stop, Progress("test", 28))
+        short.run(stop, ProgressBar("test", 28))
     verify(turning.store.directory_of(8))
     for name in ("model.safetensors", "optimizer.safetensors"):
         best, stopped = (trainer.store.directory_of(8) / name for trainer in (turning, short))

@@ -19,7 +19,7 @@ from smollm.config.training import TrainingConfig
 from smollm.device.hardware import Hardware
 from smollm.errors import CheckpointError, Interrupted, NonFinite, TrainingError
 from smollm.model.sharding import load_weights
-from smollm.tracking.console import Progress
+from smollm.tracking.console import ProgressBar
 from smollm.training.stop import StopSignal
 from smollm.training.trainer import Trainer
 
@@ -60,7 +60,7 @@ def test_going_on_from_a_checkpoint_is_exact(
     first.journal.append("step", 7, train_loss=0.0)  # as if it had died later; the first record stands
     with pytest.raises(Interrupted), StopSignal() as stop:
         stop.received = signal.SIGTERM
-        first.run(stop, Progress("test", 12))
+        first.run(stop, ProgressBar("test", 12))
     again = trainers(tmp_path / "cut", training)
     checkpoint = again.store.newest(pytest.fail)
     assert checkpoint is not None
@@ -262,7 +262,7 @@ def test_the_pace_is_that_of_the_fastest_step_told_once_and_may_end_it(
     with monkeypatch.context() as patch:
         patch.setattr(time, "perf_counter", lambda: next(clock))
         with StopSignal() as stop:
-            trainer.run(stop, Progress("test", 30), lambda seconds: told.append((trainer.step, seconds)))
+            trainer.run(stop, ProgressBar("test", 30), lambda seconds: told.append((trainer.step, seconds)))
     assert told == [(20, 0.25)]
 
     def refuse(_: float) -> None:
@@ -270,7 +270,7 @@ def test_the_pace_is_that_of_the_fastest_step_told_once_and_may_end_it(
 
     slow = trainers(tmp_path / "slow", replace(TRAINING, steps=30))
     with pytest.raises(TrainingError, match="too long"), StopSignal() as stop:
-        slow.run(stop, Progress("test", 30), refuse)
+        slow.run(stop, ProgressBar("test", 30), refuse)
     assert slow.step == 20
 
 

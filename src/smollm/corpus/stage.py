@@ -27,7 +27,7 @@ from smollm.state import tokens
 from smollm.state.files import replace_directory, write_atomically, write_json
 from smollm.state.workspace import Workspace
 from smollm.tracking import announce, summary
-from smollm.tracking.console import Progress, say
+from smollm.tracking.console import ProgressBar, say
 from smollm.tracking.observer import RunInputs
 
 
@@ -88,7 +88,7 @@ class TokenizeStage:
         """Write the token files of one stage's text, and return MLflow's metrics of them."""
         began, stage = time.monotonic(), source.stage
         encoded_bytes = 0
-        progress = Progress(f"tokenize {stage}", None, unit="B")
+        progress = ProgressBar(f"tokenize {stage}", None, unit="B")
 
         def on_progress(text_bytes: int) -> None:
             nonlocal encoded_bytes

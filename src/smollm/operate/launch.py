@@ -24,7 +24,7 @@ from smollm.device.group import Group
 from smollm.device.hardware import count_processes
 from smollm.errors import PipelineError, TrainingError
 from smollm.operate.worker import REPORT, run_worker
-from smollm.state.lock import LEADER
+from smollm.state.state_lock import LEADER
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

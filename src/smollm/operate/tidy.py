@@ -12,18 +12,18 @@ from pathlib import Path
 
 from smollm.errors import StateError
 from smollm.stage.run import main
-from smollm.state.saved import SavedState, abandoned_states, remove, remove_unneeded, saved_states
+from smollm.state.saved_state import SavedState, abandoned_states, remove, remove_unneeded, saved_states
 from smollm.state.workspace import Workspace
 from smollm.tracking.console import say
-from smollm.tracking.kept import format_bytes, kept_line
+from smollm.tracking.kept_states import format_bytes, kept_state_line
+from smollm.tracking.mlflow_store import MlflowStore
 from smollm.tracking.outbox import abandon, send_waiting, waiting
-from smollm.tracking.store import Store
 
 
 def tidy(names: list[str]) -> None:
     """Remove the states with these names; without names, those that nothing will resume."""
     workspace = Workspace.find(Path.cwd())
-    store = Store.of(workspace.root)
+    store = MlflowStore.of(workspace.root)
     closed: list[Path] = []
 
     def close(directory: Path) -> None:
@@ -37,7 +37,7 @@ def tidy(names: list[str]) -> None:
         remove_unneeded(workspace, say, close)
         for stage in sorted({state.stage for state in saved_states(workspace)}):
             for state in abandoned_states(workspace, stage, None):
-                say(kept_line(state, workspace.recorded_inputs(stage), workspace.recorded_params(stage) or {}))
+                say(kept_state_line(state, workspace.recorded_inputs(stage), workspace.recorded_params(stage) or {}))
         for failure in workspace.directory.glob("reports/*/failure.json"):
             failure.unlink()
     if closed and waiting(store):

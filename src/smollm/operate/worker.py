@@ -23,7 +23,7 @@ from smollm.config.runtime import RuntimeConfig
 from smollm.device.group import Group
 from smollm.device.hardware import takes_gpus
 from smollm.errors import Interrupted, NonFinite, PipelineError, user_error
-from smollm.state.lock import LEADER
+from smollm.state.state_lock import LEADER
 
 REPORT = "report.json"
 """The error that ends the group, in torchrun's log directory of the attempt."""

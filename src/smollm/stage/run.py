@@ -16,9 +16,9 @@ from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace
 from smollm.tracking import announce
 from smollm.tracking.console import say, say_error
+from smollm.tracking.mlflow_store import MlflowStore
 from smollm.tracking.observer import RunInputs, StageObserver
 from smollm.tracking.outbox import abandon
-from smollm.tracking.store import Store
 
 
 @dataclass
@@ -66,7 +66,7 @@ def run_stage(
     Raises:
         PipelineError: with a line for the user.
     """
-    store = Store.of(workspace.root)
+    store = MlflowStore.of(workspace.root)
     with LiveState(name, workspace, say, lambda path: abandon(path, store, time.time())) as state:
         run = StageRun(name, workspace, state)
         observer = StageObserver(name, workspace, state, tracking)

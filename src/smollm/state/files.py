@@ -41,11 +41,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: object) -> None:
+    """Replace `path` by a JSON file, as `write_atomically` does."""
     write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The values in a JSON file, none where it is missing or torn."""
+    """The values in a JSON file; empty if the file is missing or damaged."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -128,5 +129,6 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def file_digest(path: Path, algorithm: str) -> str:
+    """The hexadecimal digest of a file's contents by one of hashlib's algorithms."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()

@@ -1,10 +1,10 @@
-"""The live state of a stage: everything it writes while it runs, in ``.resume/<stage>/<fingerprint>/``.
+"""The live state of a stage: the folder ``.resume/<stage>/<fingerprint>/`` with all that the stage writes as it runs.
 
-DVC deletes a stage's outputs before it starts it, so what must survive a kill lives here, unknown to DVC. The
-fingerprint covers the stage's command, its dependencies and its parameters as dvc.yaml names them: a stage started with
-the same three resumes, and any other starts from its beginning in a folder of its own. Three things protect a state:
-its lock (`lock`) keeps a second process out, its fingerprint keeps it from being used for other inputs, and `saved`
-keeps it from being removed while it is worth going back to.
+DVC deletes a stage's outputs before it starts the stage, so everything that must survive a kill is here, where DVC does
+not look. The fingerprint is a hash of the command, dependencies and params that dvc.yaml names for the stage. A stage
+that is started with the same three resumes from its folder; with others, it starts from its beginning in a new folder.
+
+The lock (`state_lock`) keeps a second process out of the folder; `saved_state` decides how long the folder is kept.
 """
 
 import shutil
@@ -18,30 +18,32 @@ from typing import NoReturn
 from smollm.errors import StateError
 from smollm.state.files import sync_directory, write_json
 from smollm.state.journal import COMPLETE, Journal
-from smollm.state.lock import LOCK_FILES, Holder, StateLock
-from smollm.state.saved import VERSION, SavedState, abandoned_states, remove_unneeded, saved_states
+from smollm.state.saved_state import FINGERPRINTED, SavedState, abandoned_states, remove_unneeded, saved_states
+from smollm.state.state_lock import LOCK_FILES, Holder, StateLock
 from smollm.state.workspace import Workspace
 
 _DYING_SECONDS = 30.0
-"""How long a killed process may hold its lock: until the disk has taken what it was writing."""
+"""How long a killed process may keep its lock, because the disk is still writing for it."""
 
-_SILENT_SECONDS, _UNSEEN_SECONDS = 3600.0, 60.0
-"""How long to wait for a process of another workspace that writes nothing to the state, and for one of another machine
-whose lock cannot be seen."""
+_SILENT_SECONDS = 3600.0
+"""How long to wait for a process of another workspace that no longer writes to the state."""
+
+_UNSEEN_SECONDS = 60.0
+"""The same for a process of another machine, where the file system has no locks."""
 
 _REMINDER_SECONDS = 600.0
 """Time between two lines that say that a stage is still waiting."""
 
 
 class LiveState:
-    """The locked live state of one stage, as a context manager.
+    """The live state of one stage, locked for this process; a context manager.
 
     Attributes:
-        directory: the state's own folder.
-        fingerprint: of the stage's command, inputs and params.
+        directory: the folder of the state.
+        fingerprint: hash of the stage's command, inputs and params.
         inputs: digest of each dependency, by path.
-        is_complete: whether the work is done and only its outputs may be missing.
-        journal: what happened so far.
+        is_complete: whether all steps are done, so that at most publishing the outputs is left.
+        journal: what has happened so far.
     """
 
     def __init__(
@@ -54,10 +56,10 @@ class LiveState:
         """
         Args:
             stage: name in dvc.yaml.
-            workspace: where it runs.
+            workspace: where the stage runs.
             say: prints a line for the user.
-            on_removal: called with the folder of each state that nobody will resume before it is removed; an
-                OSError keeps the state.
+            on_removal: called with the folder of a state that nobody will resume, before it is removed; the state
+                stays if this raises an OSError.
         """
         self.stage, self.workspace, self._say = stage, workspace, say
         self.inputs = workspace.inputs(stage)
@@ -67,7 +69,8 @@ class LiveState:
         self._on_removal = on_removal
 
     def __enter__(self) -> "LiveState":
-        """
+        """Lock the state, and open its journal.
+
         Raises:
             StateError: another process of this workspace runs the stage, or one elsewhere computes the same and hangs.
         """
@@ -79,7 +82,7 @@ class LiveState:
                 self._say(f"{self.stage}: forced to run again; starting from its beginning")
                 self._clear()
             remove_unneeded(self.workspace, self._say, self._on_removal, self.directory)
-            self._write_version()
+            self._write_fingerprinted()
             self.journal = Journal(self.directory / "journal.jsonl")
             stack.callback(self.journal.close)
             self._exit = stack.pop_all()
@@ -93,23 +96,24 @@ class LiveState:
         return self._saved.is_complete
 
     def mark_complete(self) -> None:
+        """Record that all steps are done."""
         self.journal.append(COMPLETE, 0)
         self.journal.sync()
         (self.directory / "complete").touch()
 
     def mark_incomplete(self) -> None:
-        """Have the next start do the work again from its last checkpoint, because the result is damaged."""
+        """Have the next start continue from the last checkpoint, because the result is damaged."""
         (self.directory / "complete").unlink(missing_ok=True)
 
     def abandoned(self) -> list[SavedState]:
-        """States of the stage from before an edit; when the edit is undone, the stage resumes from them."""
+        """The stage's states from before edits, the newest first; it resumes from one when the edit is undone."""
         return abandoned_states(self.workspace, self.stage, self.directory)
 
     def check_unchanged(self) -> None:
-        """
+        """Check that code, inputs and params are those with which the stage started.
+
         Raises:
-            StateError: code, inputs or params changed since the stage started. DVC would record the new ones with the
-                result of the old ones.
+            StateError: they are not. DVC would record the new ones beside the result of the old ones.
         """
         now = replace(self.workspace, values=None)
         if now.fingerprint(self.stage, now.inputs(self.stage)) != self.fingerprint:
@@ -135,10 +139,10 @@ class LiveState:
         return None
 
     def _lock(self) -> StateLock:
-        """Lock the state, once a process of another workspace that computes the same has ended, and sign the lock.
+        """Lock the state and sign the lock, after waiting for another workspace's process that computes the same.
 
         Raises:
-            StateError: that process has written nothing to the state for long.
+            StateError: that process has written nothing to the state for an hour.
         """
         last_change, quiet_since, reminder, pause = -1.0, 0.0, 0.0, 0.1
         while True:
@@ -167,7 +171,7 @@ class LiveState:
             pause = min(5.0, 1.5 * pause)
 
     def _say_what_is_unprotected(self, lock: StateLock) -> None:
-        """Say once what the file system cannot protect from; the stage runs all the same."""
+        """Say what the file system cannot do to protect the state; the stage runs all the same."""
         lacks = []
         if lock.unsupported:
             lacks.append(f"file locks ({lock.unsupported.strerror}): do not run it on two machines at once")
@@ -177,15 +181,15 @@ class LiveState:
             self._say(f"{self.stage}: the file system of {self.directory.parent.parent} has no {lack}")
 
     def _clear(self) -> None:
-        """Remove all but the lock; `complete` goes last: a kill in between leaves what is forced again."""
+        """Remove all but the lock. `complete` goes last, so that after a kill meanwhile the state is cleared again."""
         for path in sorted(self.directory.iterdir(), key=lambda path: path.name == "complete"):
             if path.name not in LOCK_FILES:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _write_version(self) -> None:
+    def _write_fingerprinted(self) -> None:
         command = self.workspace.stage(self.stage)["cmd"]
         params = self.workspace.params(self.stage)
-        write_json(self.directory / VERSION, {"command": command, "inputs": self.inputs, "params": params})
+        write_json(self.directory / FINGERPRINTED, {"command": command, "inputs": self.inputs, "params": params})
 
     def _refuse(self, holder: Holder) -> NoReturn:
         raise StateError(

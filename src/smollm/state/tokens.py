@@ -3,14 +3,16 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from smollm.errors import CorpusError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Tokens = NDArray[np.unsignedinteger]
 
@@ -48,8 +50,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def documents_table(directory: Path) -> Iterator[pd.DataFrame]:
+def documents_table(directory: Path) -> "Iterator[pd.DataFrame]":
     """All documents of a stage's text, some at a time: split, bytes, tokens, sha256 and key."""
+    import pandas as pd  # slow to import, and used by reports alone
+
     reader = pd.read_csv(
         directory / "documents.tsv", sep="\t", chunksize=200_000, keep_default_na=False, dtype={"key": str}
     )

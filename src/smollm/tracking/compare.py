@@ -12,7 +12,7 @@ from smollm.config.file import load
 from smollm.errors import ConfigError
 from smollm.state.workspace import Workspace
 from smollm.tracking.deadline import within
-from smollm.tracking.store import Store
+from smollm.tracking.mlflow_store import MlflowStore
 
 _ANSWER_SECONDS = 300.0
 """How long MLflow may take to give all runs."""
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to this file")
     arguments = parser.parse_args()
     workspace = Workspace.find(Path.cwd())
-    store = Store.of(workspace.root)
+    store = MlflowStore.of(workspace.root)
     try:
         experiment = load(workspace.directory / "params.yaml").tracking.experiment
     except ConfigError as error:

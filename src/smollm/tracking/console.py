@@ -30,7 +30,13 @@ def duration(seconds: float) -> str:
     return text
 
 
-class Progress:
+def shortened(text: str, length: int) -> str:
+    """`text` in one line of at most `length` characters; an ellipsis stands for what is cut off."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+class ProgressBar:
     """A bar over `total` units (None: unknown), or a line every 15 seconds where the output is no terminal."""
 
     def __init__(

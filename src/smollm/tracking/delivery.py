@@ -7,15 +7,14 @@ status.json        how the run ended, with the last tags; missing while it runs
 artifacts/         files to upload at the end
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from smollm.state.files import link_or_copy, write_json
+from smollm.state.files import link_or_copy, read_json, write_json
 from smollm.tracking.deadline import Deadline
-from smollm.tracking.run_record import Checkpoint, Dataset, Description, Ending, Version
-from smollm.tracking.store import Store
+from smollm.tracking.mlflow_store import MlflowStore
+from smollm.tracking.run_record import Dataset, KeptCheckpoint, ModelVersion, RunDescription, RunEnd
 
 
 class Delivery:
@@ -28,7 +27,7 @@ class Delivery:
         state: the contents of delivery.json.
     """
 
-    def __init__(self, directory: Path, store: Store, deadline: Deadline | None = None) -> None:
+    def __init__(self, directory: Path, store: MlflowStore, deadline: Deadline | None = None) -> None:
         self.directory, self.store = directory, store
         self.deadline = deadline or Deadline()
         self._state_file = directory / "delivery.json"
@@ -51,9 +50,9 @@ class Delivery:
         return self.store.page(self.state["experiment_id"], self.state["run_id"])
 
     @property
-    def mark(self) -> str:
-        mark: str = read_json(self.directory / "description.json")["mark"]
-        return mark
+    def delivery_id(self) -> str:
+        delivery_id: str = read_json(self.directory / "description.json")["delivery_id"]
+        return delivery_id
 
     @property
     def is_done(self) -> bool:
@@ -61,28 +60,28 @@ class Delivery:
         return bool(self.state.get("done"))
 
     @property
-    def is_aside(self) -> bool:
+    def is_in_outbox(self) -> bool:
         """Whether a copy of all of it waits in the outbox."""
-        return bool(self.state.get("aside"))
+        return bool(self.state.get("in_outbox"))
 
     @property
-    def description(self) -> Description:
+    def description(self) -> RunDescription:
         values = read_json(self.directory / "description.json")
-        return Description(**{**values, "datasets": [Dataset(**dataset) for dataset in values["datasets"]]})
+        return RunDescription(**{**values, "datasets": [Dataset(**dataset) for dataset in values["datasets"]]})
 
     @property
-    def ending(self) -> Ending | None:
+    def run_end(self) -> RunEnd | None:
         """How the run ended; None while it runs."""
         values = read_json(self.directory / "status.json")
         if not values:
             return None
         version = values.pop("version", None)
-        checkpoints = [Checkpoint(**checkpoint) for checkpoint in values.pop("checkpoints", [])]
-        return Ending(**values, version=Version(**version) if version else None, checkpoints=checkpoints)
+        checkpoints = [KeptCheckpoint(**checkpoint) for checkpoint in values.pop("checkpoints", [])]
+        return RunEnd(**values, version=ModelVersion(**version) if version else None, checkpoints=checkpoints)
 
-    def begin(self, description: Description) -> None:
+    def begin(self, description: RunDescription) -> None:
         """Write down what the run is, and which store it goes to."""
-        self.note()
+        self.update()
         write_json(self.directory / "description.json", asdict(description))
 
     @property
@@ -92,16 +91,16 @@ class Delivery:
     def reopen(self) -> None:
         """Continue a run that ended early."""
         (self.directory / "status.json").unlink(missing_ok=True)
-        if self.run_id or self.is_aside:
-            self.note(done=False, aside=False, reopen=True)
+        if self.run_id or self.is_in_outbox:
+            self.update(done=False, in_outbox=False, reopen=True)
 
-    def end(self, ending: Ending, artifacts: dict[str, Path]) -> None:
+    def end(self, run_end: RunEnd, artifacts: dict[str, Path]) -> None:
         """Write down how the run ended, with the files to upload by their path in MLflow."""
         for name, path in artifacts.items():
             link_or_copy(path, self.directory / "artifacts" / name)
-        write_json(self.directory / "status.json", asdict(ending))
+        write_json(self.directory / "status.json", asdict(run_end))
 
-    def note(self, **values: object) -> None:
+    def update(self, **values: object) -> None:
         """Remember what MLflow has acknowledged."""
         self.state |= values
         write_json(self._state_file, self.state)
@@ -109,11 +108,3 @@ class Delivery:
     def forget(self) -> None:
         """Send all of it again: the store was emptied."""
         self.state = self._unsent
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The values in a JSON file; empty if the file does not exist."""
-    if not path.exists():
-        return {}
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from smollm.tracking.delivery import Delivery
-from smollm.tracking.run_record import Checkpoint
+from smollm.tracking.run_record import KeptCheckpoint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def log_checkpoints(
-    client: "MlflowClient", delivery: Delivery, run_id: str, checkpoints: list[Checkpoint]
+    client: "MlflowClient", delivery: Delivery, run_id: str, checkpoints: list[KeptCheckpoint]
 ) -> str | None:
     """Log the checkpoints that have no LoggedModel yet; return the id of the exported one's."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
@@ -34,7 +34,7 @@ def log_checkpoints(
     return exported
 
 
-def _metrics(delivery: Delivery, checkpoint: Checkpoint, model_id: str, run_id: str) -> "list[Metric]":
+def _metrics(delivery: Delivery, checkpoint: KeptCheckpoint, model_id: str, run_id: str) -> "list[Metric]":
     """The checkpoint's validation, on the text that validates its stage.
 
     The run has these points already; their times are equal, so that MLflow keeps one of each.

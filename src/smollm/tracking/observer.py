@@ -11,16 +11,16 @@ from typing import Any
 
 from smollm.config.tracking import TrackingConfig
 from smollm.errors import Interrupted
-from smollm.state.files import write_json
+from smollm.state.files import read_json, write_json
 from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace, is_code
 from smollm.tracking import announce, provenance
-from smollm.tracking.checkpoints import kept_checkpoints
 from smollm.tracking.console import say
-from smollm.tracking.kept import kept_line
+from smollm.tracking.kept_checkpoints import kept_checkpoints
+from smollm.tracking.kept_states import kept_state_line
+from smollm.tracking.mlflow_store import MlflowStore
 from smollm.tracking.run_name import run_name
-from smollm.tracking.run_record import Checkpoint, Dataset, Description, Ending, Version
-from smollm.tracking.store import Store
+from smollm.tracking.run_record import Dataset, KeptCheckpoint, ModelVersion, RunDescription, RunEnd
 from smollm.tracking.tracker import Tracker
 
 
@@ -40,13 +40,13 @@ class StageObserver:
 
     def __init__(self, stage: str, workspace: Workspace, state: LiveState, tracking: TrackingConfig) -> None:
         self.stage, self.workspace, self.state, self.tracking = stage, workspace, state, tracking
-        self.store = Store.of(workspace.root)
+        self.store = MlflowStore.of(workspace.root)
         self.tracker = Tracker(state.directory, self.store, tracking, lambda line: say(f"{stage}: {line}"))
 
     def begin(self, inputs: RunInputs) -> None:
         """Name the states kept from before edits, and start to send the run to MLflow without waiting for it."""
         for abandoned in self.state.abandoned():
-            say(kept_line(abandoned, self.state.inputs, self.workspace.params(self.stage)))
+            say(kept_state_line(abandoned, self.state.inputs, self.workspace.params(self.stage)))
         self.tracker.start(self._describe(inputs))
 
     @contextmanager
@@ -61,7 +61,7 @@ class StageObserver:
         except BaseException as error:
             status = "KILLED" if isinstance(error, Interrupted | SystemExit) else "FAILED"
             tags = {"error": f"{type(error).__name__}: {str(error).strip()}"}
-            self.tracker.end(Ending(status, time.time(), tags), artifacts)
+            self.tracker.end(RunEnd(status, time.time(), tags), artifacts)
             raise
 
     def flush(self) -> None:
@@ -74,7 +74,7 @@ class StageObserver:
         delivery = self.tracker.delivery
         return {
             "mlflow_run_id": delivery.run_id,
-            "mlflow_mark": delivery.mark,
+            "mlflow_delivery_id": delivery.delivery_id,
             "mlflow_experiment": delivery.state.get("experiment"),
             "mlflow_tracking_uri": self.store.shown,
         }
@@ -87,13 +87,13 @@ class StageObserver:
             registered_model: name in MLflow's registry that gets a version for the stage's model.
         """
         try:
-            files, ending = self._ending(registered_model)
+            files, run_end = self._run_end(registered_model)
         except OSError as error:  # is no reason to fail a stage whose outputs are published
             say(f"{self.stage}: {announce.run_incomplete(error)}")
-            files, ending = {}, Ending("FINISHED", time.time())
-        self.tracker.end(ending, {**artifacts, **files})
+            files, run_end = {}, RunEnd("FINISHED", time.time())
+        self.tracker.end(run_end, {**artifacts, **files})
 
-    def _ending(self, registered_model: str | None) -> tuple[dict[str, Path], Ending]:
+    def _run_end(self, registered_model: str | None) -> tuple[dict[str, Path], RunEnd]:
         """What is known of a finished run, and the files that describe it, by their path in MLflow."""
         # a run that was continued belongs to the experiment that finished it
         name = {"mlflow.runName": run_name(self.stage, self.workspace)}
@@ -102,7 +102,7 @@ class StageObserver:
         write_json(environment, provenance.environment())
         files = {"params.yaml": self._params, "environment.json": environment}
         metrics = self._metrics()
-        checkpoints: list[Checkpoint] = []
+        checkpoints: list[KeptCheckpoint] = []
         if "best_step" in metrics:
             tags["corpus"] = metrics["corpus"]
             checkpoints += kept_checkpoints(self.stage, self.state.journal.records(), metrics, tags)
@@ -110,20 +110,20 @@ class StageObserver:
         if registered_model is not None:
             files["model/pointer.json"] = self.state.directory / "pointer.json"
             version = self._version(registered_model, tags, metrics, files["model/pointer.json"])
-        return files, Ending("FINISHED", time.time(), tags, version, checkpoints)
+        return files, RunEnd("FINISHED", time.time(), tags, version, checkpoints)
 
     @property
     def _params(self) -> Path:
         """params.yaml as the stage began with it."""
         return self.state.directory / "params.yaml"
 
-    def _describe(self, inputs: RunInputs) -> Description:
+    def _describe(self, inputs: RunInputs) -> RunDescription:
         shutil.copyfile(self.workspace.directory / "params.yaml", self._params)
         fingerprint, started = self.state.fingerprint, time.time()
         git = self._git_tags()
-        parent = _read_identity(inputs.parent)
-        return Description(
-            mark=f"{fingerprint}-{int(started * 1000)}",  # the outbox sorts by the time in it
+        parent = read_json(inputs.parent) if inputs.parent else {}
+        return RunDescription(
+            delivery_id=f"{fingerprint}-{int(started * 1000)}",  # the outbox sorts by the time in it
             experiment=self.tracking.experiment,
             run_name=run_name(self.stage, self.workspace),
             started=started,
@@ -139,7 +139,7 @@ class StageObserver:
             },
             datasets=inputs.datasets,
             parent_run_id=parent.get("mlflow_run_id"),
-            parent_mark=parent.get("mlflow_mark"),
+            parent_delivery_id=parent.get("mlflow_delivery_id"),
         )
 
     def _git_tags(self) -> dict[str, str]:
@@ -173,7 +173,9 @@ class StageObserver:
         metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return metrics
 
-    def _version(self, registered_model: str, tags: dict[str, str], metrics: dict[str, Any], file: Path) -> Version:
+    def _version(
+        self, registered_model: str, tags: dict[str, str], metrics: dict[str, Any], file: Path
+    ) -> ModelVersion:
         """A version for MLflow's registry: a pointer, written to `file`, to the model that DVC holds."""
         model, checkpoint = f"models/{self.stage}", f"checkpoints/{self.stage}"
         pointer = {
@@ -188,13 +190,4 @@ class StageObserver:
         rows = "".join(f"| {name} | {value} |\n" for name, value in metrics.items())
         description = f"| | |\n|---|---|\n{rows}\n```\n{tags['restore']}\n```\n"
         shown = {**pointer, **{f"metrics.{name}": str(value) for name, value in metrics.items()}}
-        return Version(registered_model, description, shown, "model")
-
-
-def _read_identity(run_json: Path | None) -> dict[str, Any]:
-    """The run.json of another stage; empty if it is missing or damaged."""
-    try:
-        identity: dict[str, Any] = json.loads(run_json.read_text(encoding="utf-8")) if run_json else {}
-    except (OSError, ValueError):
-        return {}
-    return identity
+        return ModelVersion(registered_model, description, shown, "model")

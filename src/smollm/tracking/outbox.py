@@ -1,4 +1,4 @@
-"""Runs that MLflow lacks after their stage has ended: ``mlruns/outbox/<mark>/``, sent when it answers again.
+"""Runs that MLflow lacks after their stage has ended: ``mlruns/outbox/<delivery id>/``, sent when it answers again.
 
 ``python -m smollm.tracking.outbox`` (`make sync`) sends them now.
 """
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smollm.state.files import link_or_copy, write_json
+from smollm.state.files import link_or_copy, read_json, write_json
 from smollm.tracking.deadline import Deadline, within
-from smollm.tracking.delivery import Delivery, read_json
-from smollm.tracking.lock import try_lock
-from smollm.tracking.run_record import Ending
-from smollm.tracking.store import Store
+from smollm.tracking.delivery import Delivery
+from smollm.tracking.mlflow_store import MlflowStore
+from smollm.tracking.mlruns_lock import try_lock
+from smollm.tracking.run_record import RunEnd
 from smollm.tracking.upload import Dropped, upload
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _RUN_SECONDS = 600.0
 """How long `send_waiting` may take for each run, weights to upload included."""
 
 
-def put_aside(delivery: Delivery) -> None:
+def add(delivery: Delivery) -> None:
     """Copy a delivery to the outbox, from where it is sent later.
 
     Raises:
@@ -38,7 +38,7 @@ def put_aside(delivery: Delivery) -> None:
     """
     if not delivery.has_begun:  # killed before it had a description
         return
-    target = _folder(delivery.store) / delivery.mark
+    target = _folder(delivery.store) / delivery.delivery_id
     draft = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -49,7 +49,7 @@ def put_aside(delivery: Delivery) -> None:
             draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    delivery.note(aside=True)
+    delivery.update(in_outbox=True)
 
 
 def _copy(delivery: Delivery, target: Path) -> None:
@@ -69,33 +69,35 @@ def withdraw(delivery: Delivery, deadline: Deadline) -> None:
     Raises:
         OSError: it cannot be removed, or another process is still sending it at the `deadline`.
     """
-    target = _folder(delivery.store) / delivery.mark
+    target = _folder(delivery.store) / delivery.delivery_id
     with _held(target, deadline) as is_there:
         if is_there:
             shutil.rmtree(target)
 
 
-def abandon(directory: Path, store: Store, ended: float) -> None:
+def abandon(directory: Path, store: MlflowStore, ended: float) -> None:
     """Put a run whose live state is about to be removed into the outbox, closed as KILLED unless it has ended.
 
     Raises:
-        OSError: as for `put_aside`.
+        OSError: as for `add`.
     """
     delivery = Delivery(directory, store)
     delivery.state |= read_json(directory / "delivery.json")  # the run's own store, which may be another
-    if not delivery.is_done and not delivery.is_aside:
+    if not delivery.is_done and not delivery.is_in_outbox:
         if not (directory / "status.json").exists():
-            delivery.end(Ending("KILLED", ended), {})
-        put_aside(delivery)
+            delivery.end(RunEnd("KILLED", ended), {})
+        add(delivery)
 
 
-def send(client: "MlflowClient", store: Store, warn: Callable[[str], None], deadline: Deadline | None = None) -> int:
+def send(
+    client: "MlflowClient", store: MlflowStore, warn: Callable[[str], None], deadline: Deadline | None = None
+) -> int:
     """Send every delivery of the outbox that is for `store`; return how many remain."""
     return sum(not _is_sent(directory, client, store, warn, deadline or Deadline()) for directory in waiting(store))
 
 
 def _is_sent(
-    directory: Path, client: "MlflowClient", store: Store, warn: Callable[[str], None], deadline: Deadline
+    directory: Path, client: "MlflowClient", store: MlflowStore, warn: Callable[[str], None], deadline: Deadline
 ) -> bool:
     """Whether a delivery is sent, by this process or another; where it is not, `warn` says why."""
     name = directory.name
@@ -118,7 +120,7 @@ def _is_sent(
     return True
 
 
-def waiting(store: Store) -> list[Path]:
+def waiting(store: MlflowStore) -> list[Path]:
     """Folders of the deliveries in the outbox, the oldest run first: a parent comes before its children.
 
     The name of a delivery's folder ends in the time of its run; other folders are ignored.
@@ -152,11 +154,11 @@ def _held(directory: Path, deadline: Deadline) -> Iterator[bool]:
                 return
 
 
-def _folder(store: Store) -> Path:
+def _folder(store: MlflowStore) -> Path:
     return store.root / "outbox"
 
 
-def send_waiting(store: Store) -> bool:
+def send_waiting(store: MlflowStore) -> bool:
     """Send what waits for `store`, print how much, and return whether nothing is left."""
     count = len(waiting(store))
     seconds = _RUN_SECONDS * (1 + count)
@@ -175,7 +177,7 @@ def send_waiting(store: Store) -> bool:
 
 def main() -> None:
     """Send what waits in the outbox of the repository in the working directory."""
-    sys.exit(0 if send_waiting(Store.of(Path.cwd())) else 1)
+    sys.exit(0 if send_waiting(MlflowStore.of(Path.cwd())) else 1)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from smollm.tracking.deadline import Deadline
-from smollm.tracking.run_record import Version
+from smollm.tracking.run_record import ModelVersion
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,7 +17,7 @@ BEST = "best"
 
 
 def register(
-    client: "MlflowClient", run_id: str, version: Version, logged_model: str | None, deadline: Deadline
+    client: "MlflowClient", run_id: str, version: ModelVersion, logged_model: str | None, deadline: Deadline
 ) -> None:
     """Add a version of the registered model, unless the run has one, and give the best its alias.
 

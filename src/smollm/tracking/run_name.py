@@ -3,6 +3,7 @@
 from smollm.config.file import read_values
 from smollm.state.workspace import Workspace
 from smollm.tracking import provenance
+from smollm.tracking.console import shortened
 
 _SHOWN_DIFFERENCES = 4
 _NAME_CHARACTERS = 250
@@ -12,7 +13,7 @@ _DIFFERENCE_CHARACTERS = 40
 
 def run_name(stage: str, workspace: Workspace) -> str:
     words = [stage, *_differences(stage, workspace), provenance.dvc_state().get("dvc.experiment")]
-    return _shortened(" ".join(filter(None, words)), _NAME_CHARACTERS)
+    return shortened(" ".join(filter(None, words)), _NAME_CHARACTERS)
 
 
 def _differences(stage: str, workspace: Workspace) -> list[str]:
@@ -20,10 +21,6 @@ def _differences(stage: str, workspace: Workspace) -> list[str]:
     preset = str(read_values(workspace.directory / "params.yaml").get("preset"))
     base = workspace.directory / "presets" / f"{preset}.yaml"
     changed = provenance.differences(workspace.params(stage), read_values(base)) if base.exists() else []
-    shown = [_shortened(setting, _DIFFERENCE_CHARACTERS) for setting in changed[:_SHOWN_DIFFERENCES]]
+    shown = [shortened(setting, _DIFFERENCE_CHARACTERS) for setting in changed[:_SHOWN_DIFFERENCES]]
     more = [f"+{len(changed) - _SHOWN_DIFFERENCES}"] if len(changed) > _SHOWN_DIFFERENCES else []
     return [preset, *shown, *more]
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"

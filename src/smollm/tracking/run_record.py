@@ -18,10 +18,10 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Description:
+class RunDescription:
     """What is known of a run when it starts."""
 
-    mark: str
+    delivery_id: str
     """Identifies the run before MLflow has given it an id."""
     experiment: str
     run_name: str
@@ -32,12 +32,12 @@ class Description:
     tags: dict[str, str]
     datasets: list[Dataset] = field(default_factory=list)
     parent_run_id: str | None = None
-    parent_mark: str | None = None
+    parent_delivery_id: str | None = None
     """Of a parent that had no id yet."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class KeptCheckpoint:
     """A checkpoint that the stage keeps."""
 
     name: str
@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Version:
+class ModelVersion:
     """A model version for MLflow's registry: it points at what DVC holds."""
 
     model: str
@@ -67,7 +67,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Ending:
+class RunEnd:
     """How a run ended."""
 
     status: str
@@ -75,5 +75,5 @@ class Ending:
     ended: float
     """Seconds since the epoch."""
     tags: dict[str, str] = field(default_factory=dict)
-    version: Version | None = None
-    checkpoints: list[Checkpoint] = field(default_factory=list)
+    version: ModelVersion | None = None
+    checkpoints: list[KeptCheckpoint] = field(default_factory=list)

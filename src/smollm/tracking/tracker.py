@@ -10,8 +10,8 @@ from smollm.config.tracking import TrackingConfig
 from smollm.tracking import outbox
 from smollm.tracking.deadline import Deadline
 from smollm.tracking.delivery import Delivery
-from smollm.tracking.run_record import Description, Ending
-from smollm.tracking.store import Store, refuses
+from smollm.tracking.mlflow_store import MlflowStore, refuses
+from smollm.tracking.run_record import RunDescription, RunEnd
 from smollm.tracking.system_metrics import SystemMetrics
 from smollm.tracking.upload import Dropped, upload
 
@@ -26,7 +26,9 @@ class Tracker:
     without the thread, and what MLflow lacks is put into the outbox.
     """
 
-    def __init__(self, directory: Path, store: Store, settings: TrackingConfig, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: Path, store: MlflowStore, settings: TrackingConfig, say: Callable[[str], None]
+    ) -> None:
         self.store, self._settings, self._say = store, settings, say
         self._deadline = Deadline()
         self.delivery = Delivery(directory, store, self._deadline)
@@ -38,7 +40,7 @@ class Tracker:
         self._has_withdrawn = self._has_sent_outbox = False
         self._has_warned = False
 
-    def start(self, description: Description) -> None:
+    def start(self, description: RunDescription) -> None:
         """Begin or continue the run; returns at once."""
         if self.delivery.has_begun:
             self.delivery.reopen()
@@ -57,14 +59,14 @@ class Tracker:
                 limit = self._settings.finish_seconds
                 self._warn(TimeoutError(f"no answer within tracking.finish_seconds ({limit:g})"))
 
-    def end(self, ending: Ending, artifacts: dict[str, Path]) -> None:
+    def end(self, run_end: RunEnd, artifacts: dict[str, Path]) -> None:
         """End the run; where MLflow does not answer in what is left of `finish_seconds`, leave it in the outbox."""
         self.flush()
         try:
-            self.delivery.end(ending, artifacts)
+            self.delivery.end(run_end, artifacts)
             self.flush()
             if not self.delivery.is_done:
-                outbox.put_aside(self.delivery)
+                outbox.add(self.delivery)
                 self._say(f"MLflow ({self.store.shown}) lacks part of this run; `make sync` sends it later")
             elif self.delivery.page:
                 self._say(f"MLflow: {self.delivery.page}")

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from smollm.state.workspace import Workspace
-from smollm.tracking.store import Store
+from smollm.tracking.mlflow_store import MlflowStore
 
 
 def main() -> None:
-    store = Store.of(Workspace.find(Path.cwd()).root)
+    store = MlflowStore.of(Workspace.find(Path.cwd()).root)
     if store.is_server:
         raise SystemExit(f"MLFLOW_TRACKING_URI names a server: its pages are at {store.shown}")
     try:

@@ -8,9 +8,9 @@ from smollm.state.journal import HARDWARE, Record, read
 from smollm.tracking.delivery import Delivery
 from smollm.tracking.logged_models import log_checkpoints
 from smollm.tracking.metric_names import metrics
+from smollm.tracking.mlflow_store import refuses
 from smollm.tracking.registry import register
-from smollm.tracking.run_record import Description, Ending
-from smollm.tracking.store import refuses
+from smollm.tracking.run_record import RunDescription, RunEnd
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _METRICS_BATCH = 900  # MLflow takes at most 1000 metrics a call
 _PARAMS_BATCH = 100
 _PARAM_CHARACTERS, _TAG_CHARACTERS = 6000, 5000
-_MARK = "smollm.delivery"
+_DELIVERY_ID = "smollm.delivery"
 
 
 class Dropped(Exception):
@@ -61,34 +61,34 @@ class _Upload:
         if self.delivery.state.get("reopen"):
             self._reopen()
         self._send_journal()
-        if ending := self.delivery.ending:
-            self._finish(ending)
+        if run_end := self.delivery.run_end:
+            self._finish(run_end)
 
     def _create_run(self) -> str:
         description = self.delivery.description
         experiment = self.delivery.store.experiment_id(self.client, description.experiment)
         # after a kill between MLflow's answer and our record of it, the run exists already
-        run_ids = _find(self.client, experiment, description.mark)
+        run_ids = _find(self.client, experiment, description.delivery_id)
         if not run_ids:
             tags = {
-                _MARK: description.mark,
+                _DELIVERY_ID: description.delivery_id,
                 "mlflow.user": description.user,
                 "mlflow.source.type": "JOB",
                 **self._parent_tag(experiment, description),
                 **description.tags,
             }
             self.client.create_run(experiment, int(description.started * 1000), tags, description.run_name)
-            run_ids = _find(self.client, experiment, description.mark)
+            run_ids = _find(self.client, experiment, description.delivery_id)
         run_id, *repeated = run_ids
-        self.delivery.note(run_id=run_id, experiment=description.experiment, experiment_id=experiment)
+        self.delivery.update(run_id=run_id, experiment=description.experiment, experiment_id=experiment)
         for duplicate in repeated:  # MLflow's client repeats the call if an answer is lost
             self.client.delete_run(duplicate)
         return run_id
 
-    def _parent_tag(self, experiment: str, description: Description) -> dict[str, str]:
+    def _parent_tag(self, experiment: str, description: RunDescription) -> dict[str, str]:
         parent = description.parent_run_id
-        if parent is None and description.parent_mark is not None:
-            parent = next(iter(_find(self.client, experiment, description.parent_mark)), None)
+        if parent is None and description.parent_delivery_id is not None:
+            parent = next(iter(_find(self.client, experiment, description.parent_delivery_id)), None)
         if parent is None:
             return {}
         if _lifecycle(self.client, parent) is None:
@@ -113,14 +113,14 @@ class _Upload:
         if inputs:
             self.delivery.deadline.check()
             self.client.log_inputs(self._run_id, inputs)
-        self.delivery.note(described=True)
+        self.delivery.update(described=True)
 
     def _reopen(self) -> None:
         """Set a run that ended, and continues, to running."""
         self.client.update_run(self._run_id, status="RUNNING")
         if "error" in self.client.get_run(self._run_id).data.tags:
             self.client.delete_tag(self._run_id, "error")
-        self.delivery.note(reopen=False)
+        self.delivery.update(reopen=False)
 
     def _send_journal(self) -> None:
         from mlflow.entities import Metric, RunTag
@@ -153,7 +153,7 @@ class _Upload:
             self.client.log_text(self._run_id, text + "\n", f"samples/step-{record.step:08d}.txt")
         if samples:
             self._send_sample_table()
-        self.delivery.note(offset=offset)
+        self.delivery.update(offset=offset)
 
     def _send_sample_table(self) -> None:
         """Write all samples as the table that MLflow compares across runs.
@@ -173,9 +173,9 @@ class _Upload:
         if not self.delivery.state.get("table"):
             artifacts = json.dumps([{"path": "samples.json", "type": "table"}])
             self.client.set_tag(self._run_id, "mlflow.loggedArtifacts", artifacts)
-            self.delivery.note(table=True)
+            self.delivery.update(table=True)
 
-    def _finish(self, ending: Ending) -> None:
+    def _finish(self, run_end: RunEnd) -> None:
         from mlflow.entities import RunTag
 
         deadline, artifacts = self.delivery.deadline, self.delivery.directory / "artifacts"
@@ -184,31 +184,33 @@ class _Upload:
             folder = file.parent.relative_to(artifacts)
             self.client.log_artifact(self._run_id, str(file), None if folder == Path() else folder.as_posix())
         deadline.check()
-        tags = [RunTag(name, value[:_TAG_CHARACTERS]) for name, value in ending.tags.items()]
+        tags = [RunTag(name, value[:_TAG_CHARACTERS]) for name, value in run_end.tags.items()]
         self.client.log_batch(self._run_id, tags=tags)
-        exported = log_checkpoints(self.client, self.delivery, self._run_id, ending.checkpoints)
+        exported = log_checkpoints(self.client, self.delivery, self._run_id, run_end.checkpoints)
         deadline.check()
-        self.client.set_terminated(self._run_id, ending.status, int(ending.ended * 1000))
-        if ending.version is not None:
+        self.client.set_terminated(self._run_id, run_end.status, int(run_end.ended * 1000))
+        if run_end.version is not None:
             try:
-                register(self.client, self._run_id, ending.version, exported, deadline)
+                register(self.client, self._run_id, run_end.version, exported, deadline)
             except Exception as error:
                 if not refuses(error):
                     raise
                 reason = self.delivery.store.reason(error)
-                why = f"the run is there, but no version of the model {ending.version.model!r}: {reason}"
+                why = f"the run is there, but no version of the model {run_end.version.model!r}: {reason}"
                 _drop(self.delivery, why, error)
-        self.delivery.note(done=True)
+        self.delivery.update(done=True)
 
 
 def _drop(delivery: Delivery, why: str, error: Exception) -> NoReturn:
-    delivery.note(done=True)
+    delivery.update(done=True)
     raise Dropped(why) from error
 
 
-def _find(client: "MlflowClient", experiment: str, mark: str) -> list[str]:
-    """The ids of the runs with this mark."""
-    return [str(run.info.run_id) for run in client.search_runs([experiment], f"tags.`{_MARK}` = '{mark}'")]
+def _find(client: "MlflowClient", experiment: str, delivery_id: str) -> list[str]:
+    """The ids of the runs with this delivery id."""
+    return [
+        str(run.info.run_id) for run in client.search_runs([experiment], f"tags.`{_DELIVERY_ID}` = '{delivery_id}'")
+    ]
 
 
 def _lifecycle(client: "MlflowClient", run_id: str) -> str | None:

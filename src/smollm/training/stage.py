@@ -20,7 +20,7 @@ from smollm.state.journal import HARDWARE
 from smollm.state.tokens import TRAIN, VALIDATION, read_manifest
 from smollm.state.workspace import Workspace
 from smollm.tracking import announce
-from smollm.tracking.console import Progress
+from smollm.tracking.console import ProgressBar
 from smollm.tracking.observer import RunInputs
 from smollm.tracking.run_record import Dataset
 from smollm.training import checkpoint, failure
@@ -144,7 +144,7 @@ class TrainingStage:
 
         if run is not None:
             _failure_report(run).unlink(missing_ok=True)  # of an earlier attempt
-        progress = Progress(settings.stage, settings.steps, trainer.done, is_shown=run is not None)
+        progress = ProgressBar(settings.stage, settings.steps, trainer.done, is_shown=run is not None)
         with closing(trainer.store), closing(progress), StopSignal(second_kills=group.size == 1) as stop:
             try:
                 trainer.run(stop, progress, on_pace)

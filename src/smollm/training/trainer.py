@@ -17,7 +17,7 @@ from smollm.model.sharding import load_weights, total_norm
 from smollm.state.journal import END
 from smollm.state.tokens import token_bytes
 from smollm.tracking import announce
-from smollm.tracking.console import Progress
+from smollm.tracking.console import ProgressBar
 from smollm.training.assembly import Assembly
 from smollm.training.average import WeightAverage
 from smollm.training.batches import BatchReader
@@ -105,7 +105,7 @@ class Trainer:
         if self._resumes:
             self.done, self.best = state.step - self.first_step, state.best
 
-    def run(self, stop: StopSignal, progress: Progress, on_pace: Callable[[float], None] = lambda _: None) -> None:
+    def run(self, stop: StopSignal, progress: ProgressBar, on_pace: Callable[[float], None] = lambda _: None) -> None:
         """Train to the last step, or until patience runs out, with validation, samples and checkpoints on the way.
 
         Args:
@@ -155,7 +155,7 @@ class Trainer:
         if self.done < self.settings.steps and self.best is not None:
             self.records.log(announce.stopped_early(self.settings.stage, self.best.since, self.best.step), self.step)
 
-    def _record_step(self, progress: Progress, loss: float, norm: float, rate: float) -> None:
+    def _record_step(self, progress: ProgressBar, loss: float, norm: float, rate: float) -> None:
         self.journal.append("step", self.step, train_loss=loss, gradient_norm=norm, learning_rate=rate)
         speed = self._speed.record()
         self.journal.append("speed", self.step, **speed)

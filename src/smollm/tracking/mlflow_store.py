@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from smollm.tracking import relocation
-from smollm.tracking.lock import locked
+from smollm.tracking.console import shortened
+from smollm.tracking.mlruns_lock import locked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,7 @@ def sqlite_uri(database: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Store:
+class MlflowStore:
     """Where MLflow keeps runs."""
 
     uri: str
@@ -61,7 +62,7 @@ class Store:
     """The folder `mlruns` of the repository: its database, artifacts and outbox."""
 
     @classmethod
-    def of(cls, repository: Path) -> "Store":
+    def of(cls, repository: Path) -> "MlflowStore":
         """The store that MLFLOW_TRACKING_URI names, or else the repository's own database."""
         root = repository / "mlruns"
         return cls(os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / "mlflow.db"), root)
@@ -164,8 +165,9 @@ class Store:
         """An error and its remedy in one line, without user and password."""
         text = " ".join(_NOISE.sub("", str(error)).split()).replace("<database_uri>", self.shown)
         user = urlsplit(self.uri).netloc.rpartition("@")[0]
-        text = f"{type(error).__name__}: {text.replace(f'{user}@', '') if user else text}"
-        text = text if len(text) <= _REASON_CHARACTERS else f"{text[:_REASON_CHARACTERS]}…"
+        text = shortened(
+            f"{type(error).__name__}: {text.replace(f'{user}@', '') if user else text}", _REASON_CHARACTERS
+        )
         if _OTHER_SCHEMA in text:
             return f"{text} Where a newer MLflow made the database, install that MLflow instead."
         if isinstance(error, PermissionError):

@@ -19,8 +19,8 @@ from support.clone import empty_store, environment
 from support.servers import free_port
 from support.structure import ROOT
 
-from smollm.tracking.lock import locked
-from smollm.tracking.store import Store, sqlite_uri
+from smollm.tracking.mlflow_store import MlflowStore, sqlite_uri
+from smollm.tracking.mlruns_lock import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,18 +29,18 @@ STRANGE = "a?b#c %20 d: é;&=+@'日本"
 """A folder's name with what addresses and lists give a meaning to."""
 
 
-def own_store(repository: Path) -> Store:
+def own_store(repository: Path) -> MlflowStore:
     (repository / "mlruns").mkdir(parents=True)
     shutil.copyfile(empty_store(), repository / "mlruns" / "mlflow.db")
     return store_of(repository)
 
 
-def store_of(repository: Path) -> Store:
-    """As `Store.of`, whatever store this process has used before: MLflow notes it in the environment."""
-    return Store(sqlite_uri(repository / "mlruns" / "mlflow.db"), repository / "mlruns")
+def store_of(repository: Path) -> MlflowStore:
+    """As `MlflowStore.of`, whatever store this process has used before: MLflow notes it in the environment."""
+    return MlflowStore(sqlite_uri(repository / "mlruns" / "mlflow.db"), repository / "mlruns")
 
 
-def write_run(store: Store, text: str) -> str:
+def write_run(store: MlflowStore, text: str) -> str:
     """A run with one artifact; its id."""
     client = store.client()
     run_id: str = client.create_run(store.experiment_id(client, "smollm")).info.run_id
@@ -109,7 +109,7 @@ def test_an_artifact_store_that_the_user_chose_stays(tmp_path: Path) -> None:
     assert client.get_experiment_by_name("mine").artifact_location == (tmp_path / "mine").as_uri()
 
 
-def set_schema(store: Store, version: str) -> None:
+def set_schema(store: MlflowStore, version: str) -> None:
     with closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
         database.execute("UPDATE alembic_version SET version_num = ?", [version])
 
@@ -127,7 +127,7 @@ def test_a_database_of_another_mlflow_is_told_with_its_remedies(tmp_path: Path) 
 
 def test_a_folder_as_a_store_is_told_with_mlflows_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "runs"))
-    store = Store.of(tmp_path)
+    store = MlflowStore.of(tmp_path)
     with pytest.raises(Exception, match="maintenance") as caught:
         store.client()
     line = store.outage(caught.value)
@@ -151,8 +151,8 @@ def test_files_of_another_user_are_told_with_the_command_that_mends_them(tmp_pat
     for path in (store.root, store.root / "mlflow.db"):
         path.chmod(0o755)
     program = (
-        "import os; from pathlib import Path; from smollm.tracking.store import Store; os.setuid(65534)\n"
-        "store = Store.of(Path())\n"
+        "import os; from pathlib import Path; from smollm.tracking.mlflow_store import MlflowStore; os.setuid(65534)\n"
+        "store = MlflowStore.of(Path())\n"
         "try: store.client()\n"
         "except Exception as error: print(store.outage(error))\n"
     )
@@ -166,7 +166,7 @@ def test_files_of_another_user_are_told_with_the_command_that_mends_them(tmp_pat
 
 
 def test_a_lock_that_is_never_released_is_waited_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smollm.tracking.lock.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("smollm.tracking.mlruns_lock.LOCK_SECONDS", 0.2)
     with locked(tmp_path / "lock"), pytest.raises(TimeoutError, match="held"), locked(tmp_path / "lock"):
         pass
 

@@ -1,8 +1,8 @@
-"""The states on the disk: which of them are kept, and which are removed.
+"""Which live states stay on the disk, and which are removed.
 
-An edit changes a stage's fingerprint, so that it starts in a new state and abandons the one before. What was trained
-there is kept, so that the stage resumes when the edit is undone: every abandoned state until the stage has finished,
-the newest two after that.
+An edit changes a stage's fingerprint. The stage then starts from its beginning in a new state, and its old state is
+abandoned, but kept: when the edit is undone, the stage resumes from it. All abandoned states of a stage are kept until
+the stage has finished; then only the newest two.
 """
 
 import shutil
@@ -15,29 +15,29 @@ from typing import Any
 
 from smollm.state import journal
 from smollm.state.files import file_stats, read_json
-from smollm.state.lock import Holder, StateLock
+from smollm.state.state_lock import Holder, StateLock
 from smollm.state.workspace import Workspace
 
-VERSION = "version.json"
-"""File of a state: the stage's command, inputs and params that its fingerprint stands for."""
+FINGERPRINTED = "fingerprinted.json"
+"""File of a state: the stage's command, inputs and params, of which its fingerprint is the hash."""
 
 _WORK = ("checkpoints", "data")
-"""Folders of a state that a stage resumes from: checkpoints of training, encoded text of tokenize."""
+"""Folders that a stage resumes from: checkpoints of training stages, encoded text of `tokenize`."""
 
 KEPT = 2
-"""How many abandoned states of a stage, the newest, are kept once it has finished."""
+"""Abandoned states of a stage, the newest, that are kept once it has finished."""
 
 _REQUEUE_SECONDS = 7 * 24 * 3600.0
-"""DVC removes the folder of a queued experiment that was killed; queued again within this time, it resumes."""
+"""How long the state of a queued experiment that was killed is kept, so that it resumes when it is queued again."""
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state on the disk."""
+    """A live state as it lies on the disk, whether or not a process is using it."""
 
     stage: str
     directory: Path
-    """Named by the fingerprint."""
+    """``.resume/<stage>/<fingerprint>``."""
 
     @property
     def name(self) -> str:
@@ -45,34 +45,34 @@ class SavedState:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the work is done and only its outputs may be missing."""
+        """Whether all steps are done, so that at most publishing the outputs is left."""
         return (self.directory / "complete").exists()
 
     @property
     def holds_work(self) -> bool:
-        """Whether there is anything to resume from; the journal alone is not enough."""
-        made = (path for folder in _WORK for path in _entries(self.directory / folder))
-        return self.is_complete or any(not path.name.startswith(".") for path in made)
+        """Whether there is anything to resume from. A journal alone is nothing."""
+        work = (path for folder in _WORK for path in _entries(self.directory / folder))
+        return self.is_complete or any(not path.name.startswith(".") for path in work)
 
     @property
     def last_used(self) -> float:
-        """When any of its files was written last, in seconds since the epoch; 0 where there is none."""
+        """When one of its files was last written, in seconds since the epoch; 0 if it has no file."""
         return max((entry.st_mtime for entry in file_stats(self.directory)), default=0.0)
 
     @property
     def step(self) -> int:
-        """The last step that it has recorded, 0 before the first."""
+        """The last step in its journal; 0 before the first."""
         records = journal.read(self.directory / "journal.jsonl")
         return max((record.step for record, _ in records if record.kind == "step"), default=0)
 
     @property
-    def version(self) -> dict[str, Any]:
-        """The command, inputs and params that the fingerprint stands for, empty where they were not written."""
-        return read_json(self.directory / VERSION)
+    def fingerprinted(self) -> dict[str, Any]:
+        """The command, inputs and params of which the fingerprint is the hash; empty if they were not written."""
+        return read_json(self.directory / FINGERPRINTED)
 
     @property
     def holder(self) -> Holder:
-        """The process that holds the state, or held it last."""
+        """The process that uses the state, or used it last."""
         return Holder.read(self.directory / "lock")
 
     @property
@@ -81,7 +81,7 @@ class SavedState:
 
 
 def saved_states(workspace: Workspace) -> Iterator[SavedState]:
-    """All states of the repository."""
+    """The states of all stages in the repository."""
     for stage in _entries(workspace.root / ".resume"):
         for directory in _entries(stage):
             if not directory.name.startswith("."):
@@ -89,7 +89,13 @@ def saved_states(workspace: Workspace) -> Iterator[SavedState]:
 
 
 def abandoned_states(workspace: Workspace, stage: str, current: Path | None) -> list[SavedState]:
-    """The states of a stage, other than the `current` one, that this workspace could go back to, the newest first."""
+    """The states of a stage that this workspace could resume after an edit is undone, the newest first.
+
+    Args:
+        workspace: where the stage runs.
+        stage: name in dvc.yaml.
+        current: the state that the stage is using, which is not abandoned.
+    """
     others = (state for state in saved_states(workspace) if state.stage == stage and state.directory != current)
     own = (state for state in others if state.holds_work and not _is_for_others(state, workspace))
     return sorted(own, key=_last_used, reverse=True)
@@ -101,16 +107,18 @@ def remove_unneeded(
     on_removal: Callable[[Path], None],
     current: Path | None = None,
 ) -> None:
-    """Remove the states that nobody will resume, unless a process holds them.
+    """Remove the states that nobody will resume, unless a process is using them.
 
-    These are: every state whose result DVC has recorded; of a stage with a recorded result, all abandoned states but
-    the newest; of the stage that starts, abandoned states with nothing to resume from.
+    These are:
+    - every state whose result DVC has recorded in dvc.lock;
+    - of a stage with a recorded result, all abandoned states but the newest;
+    - of the stage that is starting, abandoned states with nothing to resume from.
 
     Args:
-        workspace: whose dvc.lock tells what DVC has recorded.
+        workspace: whose dvc.lock is read.
         say: prints a line for the user.
-        on_removal: called with the folder of each state before it is removed; an OSError keeps it.
-        current: the state of the stage that starts; None: DVC has brought every stage up to date.
+        on_removal: called with a state's folder before it is removed; the state stays if this raises an OSError.
+        current: the state of the stage that is starting; None if no stage is, because all are up to date.
     """
 
     def announced(directory: Path) -> None:
@@ -132,30 +140,30 @@ def remove_unneeded(
                     _remove_if_possible(state, announced)
         for state in recorded:
             _remove_if_possible(state, on_removal)
-    for grave in (workspace.root / ".resume").glob("*/.*"):  # of a process that was killed while it removed a state
-        shutil.rmtree(grave, ignore_errors=True)
+    for half_removed in (workspace.root / ".resume").glob("*/.*"):  # by a process that was killed meanwhile
+        shutil.rmtree(half_removed, ignore_errors=True)
 
 
 def remove(state: SavedState, on_removal: Callable[[Path], None]) -> bool:
-    """Remove a state after calling `on_removal` with its folder; returns False if a process holds it.
+    """Call `on_removal` with a state's folder, then remove the folder; returns False if a process is using it.
 
     Raises:
-        OSError: of `on_removal`, or of the disk; the state is still there.
+        OSError: from `on_removal` or the disk; the state is still there.
     """
     with StateLock(state.directory) as lock:
         if lock.acquire():
             on_removal(state.directory)
-            # renamed first: a kill in between leaves nothing that passes for a state
-            grave = state.directory.with_name(f".{state.directory.name}")
-            shutil.rmtree(grave, ignore_errors=True)
-            state.directory.rename(grave)
-            shutil.rmtree(grave, ignore_errors=True)
+            # renamed first, so that a kill meanwhile leaves nothing that looks like a state
+            removed = state.directory.with_name(f".{state.directory.name}")
+            shutil.rmtree(removed, ignore_errors=True)
+            state.directory.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
             return True
     return False
 
 
 def _entries(directory: Path) -> list[Path]:
-    """The entries of a folder, none if it does not exist. Unlike `glob`, raises if the folder cannot be read."""
+    """The entries of a folder; none if it does not exist. Unlike `glob`, raises if the folder cannot be read."""
     try:
         return sorted(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -172,18 +180,18 @@ def _last_used(state: SavedState) -> float:
 
 
 def _other_workspace(state: SavedState, workspace: Workspace) -> Path | None:
-    """The workspace that ran the state last, if it is another one: a folder of DVC's for one experiment."""
+    """The workspace that used the state last, if it is another one: DVC's temporary folder of an experiment."""
     owner = state.holder.workspace
     return None if owner in (None, workspace.name) else workspace.root / owner
 
 
 def _is_for_others(state: SavedState, workspace: Workspace) -> bool:
-    """Whether another workspace may yet go on with the state."""
+    """Whether another workspace may still resume the state."""
     other = _other_workspace(state, workspace)
     is_recent = time.time() - state.last_used < _REQUEUE_SECONDS
     return other is not None and (other.exists() or (is_recent and not state.is_complete))
 
 
 def _is_done_elsewhere(state: SavedState, workspace: Workspace) -> bool:
-    """Whether the state is that of an experiment whose folder DVC has removed, with its result recorded."""
+    """Whether another workspace has finished the state: DVC has recorded that experiment and removed its folder."""
     return state.is_complete and _other_workspace(state, workspace) is not None

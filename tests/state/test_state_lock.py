@@ -16,9 +16,9 @@ from support.live_states import edit, holder, state, train
 from support.no_locks import no_locks
 
 from smollm.errors import StateError
-from smollm.state import live_state, lock
-from smollm.state.lock import LocksUnsupported, StateLock, lock_file
-from smollm.state.saved import SavedState, remove
+from smollm.state import live_state, state_lock
+from smollm.state.saved_state import SavedState, remove
+from smollm.state.state_lock import LocksUnsupported, StateLock, lock_file
 from smollm.state.workspace import Workspace
 
 
@@ -31,7 +31,7 @@ def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(lock, "_CLAIM_SECONDS", 0.05)
+    monkeypatch.setattr(state_lock, "_CLAIM_SECONDS", 0.05)
     return code
 
 

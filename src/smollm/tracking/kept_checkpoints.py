@@ -5,12 +5,12 @@ from typing import Any
 
 from smollm.state.journal import Record
 from smollm.tracking.metric_names import metrics as named_metrics
-from smollm.tracking.run_record import Checkpoint
+from smollm.tracking.run_record import KeptCheckpoint
 
 
 def kept_checkpoints(
     stage: str, records: list[Record], metrics: dict[str, Any], tags: dict[str, str]
-) -> Iterator[Checkpoint]:
+) -> Iterator[KeptCheckpoint]:
     """The last checkpoint of a stage, and its best one where that is another.
 
     Args:
@@ -25,7 +25,7 @@ def kept_checkpoints(
         if step not in validations or (kind == "best" and step == steps["last"]):
             continue
         path = f"checkpoints/{stage}"
-        yield Checkpoint(
+        yield KeptCheckpoint(
             name=f"{stage}-{kind}",
             step=step,
             validated=validations[step].time,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from smollm.state.lock import LocksUnsupported, lock_file
+from smollm.state.state_lock import LocksUnsupported, lock_file
 
 LOCK_SECONDS = 60.0
 """How long `locked` waits for another process; what it guards takes seconds."""

@@ -10,21 +10,21 @@ from support.clone import empty_store
 
 from smollm.state.files import write_json
 from smollm.state.journal import Record
-from smollm.tracking.checkpoints import kept_checkpoints
 from smollm.tracking.delivery import Delivery
-from smollm.tracking.run_record import Dataset, Description, Ending, Version
-from smollm.tracking.store import Store, sqlite_uri
+from smollm.tracking.kept_checkpoints import kept_checkpoints
+from smollm.tracking.mlflow_store import MlflowStore, sqlite_uri
+from smollm.tracking.run_record import Dataset, ModelVersion, RunDescription, RunEnd
 from smollm.tracking.upload import upload
 
 TAGS = {"dvc.out.checkpoints/pretrain": "abc.dir", "restore": "git checkout ..."}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> MlflowStore:
     root = tmp_path / "mlruns"
     root.mkdir()
     (root / "mlflow.db").write_bytes(empty_store().read_bytes())
-    return Store(sqlite_uri(root / "mlflow.db"), root)
+    return MlflowStore(sqlite_uri(root / "mlflow.db"), root)
 
 
 def validation(step: int, bits_per_byte: float) -> Record:
@@ -32,12 +32,12 @@ def validation(step: int, bits_per_byte: float) -> Record:
     return Record("validation", step, 1_700_000_000.0 + step, values)
 
 
-def send_run(directory: Path, store: Store, bits_per_byte: dict[int, float], corpus: str) -> str:
+def send_run(directory: Path, store: MlflowStore, bits_per_byte: dict[int, float], corpus: str) -> str:
     """Send a finished run with these validations by step, twice, as after a kill; return its id."""
     directory.mkdir()
     best, last = min(bits_per_byte, key=lambda step: bits_per_byte[step]), max(bits_per_byte)
     data = [Dataset(f"pretrain/{side}", "1.dir", side, f"data/{side}.bin", {}) for side in ("training", "validation")]
-    description = Description(directory.name, "smollm", "pretrain", 1_700_000_000.0, "me", {}, {}, data)
+    description = RunDescription(directory.name, "smollm", "pretrain", 1_700_000_000.0, "me", {}, {}, data)
     records = [validation(step, value) for step, value in bits_per_byte.items()]
     lines = [json.dumps({**asdict(record), **record.values}) + "\n" for record in records]
     (directory / "journal.jsonl").write_text("".join(lines))
@@ -46,7 +46,7 @@ def send_run(directory: Path, store: Store, bits_per_byte: dict[int, float], cor
     tags = {"metrics.corpus": corpus, "metrics.exported_bits_per_byte": str(bits_per_byte[best])}
     delivery = Delivery(directory, store)
     delivery.begin(description)
-    delivery.end(Ending("FINISHED", 1_700_000_100.0, {}, Version("smollm", "", tags, "model"), checkpoints), {})
+    delivery.end(RunEnd("FINISHED", 1_700_000_100.0, {}, ModelVersion("smollm", "", tags, "model"), checkpoints), {})
     client = store.client()
     upload(delivery, client)
     write_json(directory / "delivery.json", {**delivery.state, "done": False, "offset": 0})
@@ -54,7 +54,7 @@ def send_run(directory: Path, store: Store, bits_per_byte: dict[int, float], cor
     return str(delivery.run_id)
 
 
-def test_checkpoints_rank_over_all_runs_by_their_validation(store: Store, tmp_path: Path) -> None:
+def test_checkpoints_rank_over_all_runs_by_their_validation(store: MlflowStore, tmp_path: Path) -> None:
     overfitted = send_run(tmp_path / "overfitted", store, {100: 2.0, 200: 1.5, 300: 3.0}, "text")
     steady = send_run(tmp_path / "steady", store, {100: 2.5, 200: 1.9}, "text")
     client = store.client()
@@ -82,7 +82,7 @@ def test_checkpoints_rank_over_all_runs_by_their_validation(store: Store, tmp_pa
     assert [(point.step, point.value) for point in history] == [(100, 2.0), (200, 1.5), (300, 3.0)]
 
 
-def test_best_is_an_alias_within_a_text_and_latest_is_the_newest(store: Store, tmp_path: Path) -> None:
+def test_best_is_an_alias_within_a_text_and_latest_is_the_newest(store: MlflowStore, tmp_path: Path) -> None:
     client = store.client()
     best = send_run(tmp_path / "best", store, {100: 1.5}, "text")
     assert client.get_model_version_by_alias("smollm", "best").run_id == best
@@ -98,7 +98,7 @@ def test_best_is_an_alias_within_a_text_and_latest_is_the_newest(store: Store, t
         assert client.get_logged_model(version.tags["logged_model"]).source_run_id == version.run_id
 
 
-def test_latest_leads_to_the_newest_version(store: Store, tmp_path: Path) -> None:
+def test_latest_leads_to_the_newest_version(store: MlflowStore, tmp_path: Path) -> None:
     send_run(tmp_path / "older", store, {100: 1.5}, "text")
     send_run(tmp_path / "newer", store, {100: 1.9}, "text")
     store.client()

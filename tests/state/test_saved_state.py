@@ -9,9 +9,9 @@ import pytest
 from support.live_states import edit, finish, nothing, record, state, train, write_workspace
 from support.live_states import holder as running
 
-from smollm.state import saved
+from smollm.state import saved_state
 from smollm.state.live_state import LiveState
-from smollm.state.saved import SavedState, remove, remove_unneeded
+from smollm.state.saved_state import SavedState, remove, remove_unneeded
 from smollm.state.workspace import Workspace
 
 
@@ -85,7 +85,7 @@ def test_a_state_says_what_it_holds(workspace: Workspace) -> None:
     assert kept.name == f"train/{live.fingerprint}"
     assert kept.step == 4000
     assert 10**6 < kept.bytes < 10**6 + 10**4
-    assert kept.version == {
+    assert kept.fingerprinted == {
         "command": "python3 -m train",
         "inputs": live.inputs,
         "params": {"seed": 1, "eps": 1e-5},
@@ -174,7 +174,7 @@ def test_a_state_of_another_workspace_that_is_still_there_is_kept(workspace: Wor
     shutil.rmtree(other.directory)  # as DVC does with a queued experiment that was killed, and may be queued again
     with state(workspace):
         assert theirs.directory.exists()
-    weeks_ago = time.time() - 2 * saved._REQUEUE_SECONDS
+    weeks_ago = time.time() - 2 * saved_state._REQUEUE_SECONDS
     for path in theirs.directory.iterdir():
         os.utime(path, (weeks_ago, weeks_ago))
     with state(workspace):
