@@ -209,3 +209,45 @@ def wait_for_text(address: str) -> str:
         except OSError:
             assert time.monotonic() < end
             time.sleep(0.5)
+
+
+def test_a_page_is_named_for_a_server_and_without_its_password() -> None:
+    server = MlflowStore("https://me:word@host:5000", Path("x"))
+    assert server.page("1", "abc") == "https://host:5000/#/experiments/1/runs/abc"
+    assert MlflowStore("sqlite:///x.db", Path("x")).page("1", "abc") is None
+
+
+def test_a_password_is_never_shown() -> None:
+    store = MlflowStore("https://someone:secret@server.test:8443/mlflow?x=1", Path("/mlruns"))
+    assert store.shown == "https://server.test:8443/mlflow?x=1"
+
+
+def test_the_users_store_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server.test")
+    assert MlflowStore.of(Path("/repository")).uri == "http://server.test"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert MlflowStore.of(Path("/repository")).uri == "sqlite:////repository/mlruns/mlflow.db"
+
+
+def test_artifacts_lie_below_mlruns(store: MlflowStore, client: "MlflowClient") -> None:
+    experiment = client.get_experiment(store.experiment_id(client, "mine"))
+    assert experiment.artifact_location == (store.root / "artifacts" / "mine").as_uri()
+    assert store.experiment_id(client, "mine") == experiment.experiment_id
+
+
+def test_an_experiment_that_another_process_has_just_made_is_used(
+    store: MlflowStore, client: "MlflowClient", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.experiment_id(client, "mine")
+    real, answers = client.get_experiment_by_name, iter([lambda name: None])
+    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(answers, real)(name))
+    assert store.experiment_id(client, "mine") == made
+
+
+def test_the_words_of_a_real_error_hold_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    store = MlflowStore("http://someone:secret@127.0.0.1:9", tmp_path / "mlruns")
+    with pytest.raises(Exception, match="secret") as caught:
+        store.client()
+    assert "secret" not in store.reason(caught.value)
+    assert "127.0.0.1:9" in store.reason(caught.value)

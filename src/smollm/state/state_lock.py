@@ -1,8 +1,9 @@
-"""Which process holds a state: the one with the kernel's lock on the file ``lock`` in its folder, which also names it.
+"""The lock of a live state: one process at a time uses it, and the lock names that process, its holder.
 
-The kernel releases the lock when the process ends, however it ends. On a file system without locks (NFS without lockd,
-some mounts of Lustre, CIFS and FUSE), the file ``claim`` names the process instead. Whether a process of this machine
-is alive can be looked up; one of another machine counts as alive while files in the folder change.
+The kernel locks the file ``lock`` in the state's folder, and releases it when the process ends, however it ends. On a
+file system without locks (NFS without lockd, some mounts of Lustre, CIFS and FUSE) a second file, ``claim``, takes
+their place: it names a process, which holds the state for as long as it lives. A process of another machine counts as
+alive as long as files in the folder change.
 """
 
 import errno
@@ -21,16 +22,15 @@ from typing import IO, Any
 from smollm.state.files import disk_errors, read_json, write_atomically
 
 LEADER = "SMOLLM_LEADER"
-"""Names, where several processes do the work of one, the process that started them and ends them all."""
+"""Environment variable with the pid of the process that started, and ends, all processes of a group."""
 
 LOCK_FILES = ("lock", "claim")
-"""Of a state's folder: the file that the kernel locks, and the one that stands in for its lock."""
+"""Files of a state's folder: the one that the kernel locks, and its substitute on a file system without locks."""
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 _CLAIM_SECONDS = 0.5
 """Longer than a process takes from reading that nobody claims a state to writing its own claim."""
-
 
 _CLOCK_SECONDS = 60.0
 """How far the clock may be adjusted during a process's life: the start of a process is computed from the clock."""
@@ -61,9 +61,9 @@ class Holder:
     """The process that holds a state, or held it last."""
 
     workspace: str | None = None
-    """Where it runs, relative to the repository; None if it was killed before it wrote its name."""
+    """Where it runs, relative to the repository; None if it was killed before it signed the lock."""
     pid: int = 0
-    """The process to stop: where several train together, the one that started them."""
+    """Of the process to stop; of a group, the process that started the group."""
     host: str = ""
 
     @classmethod
@@ -102,10 +102,10 @@ class StateLock:
                 self._claim_path.unlink()
 
     def acquire(self, takes_over: bool = False) -> bool:
-        """Lock the state, unless another process has it.
+        """Lock the state; returns False if another process holds it.
 
         Args:
-            takes_over: where there are no locks, from a process of another machine.
+            takes_over: without locks in the file system, ignore the claim of a process of another machine.
         """
         try:
             return lock_file(self._file) and self._is_at_path()
@@ -128,7 +128,7 @@ class StateLock:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether a claim, where there are no locks, is that of another machine."""
+        """Whether the file system has no locks, and a process of another machine claims the state."""
         return self.unsupported is not None and read_json(self._claim_path).get("host") != socket.gethostname()
 
     def _is_at_path(self) -> bool:
@@ -139,7 +139,7 @@ class StateLock:
             return False
 
     def _claim_for_this_process(self, takes_over: bool) -> bool:
-        """Write a claim and see whether it lasts: of two written at once, the second stands (Fischer's algorithm)."""
+        """Write a claim and see whether it stays: of two at once the later one does (Fischer's mutual exclusion)."""
         there = read_json(self._claim_path)
         if there and _may_live(there) and not (takes_over and self.is_elsewhere):
             return False
@@ -153,12 +153,12 @@ class StateLock:
 
 
 def _may_live(claim: Mapping[str, Any]) -> bool:
-    """Whether the process of a claim may be alive; a later one that has its number was started later."""
+    """Whether the process of a claim may be alive. (Another process with its pid has another start time.)"""
     return claim["host"] != socket.gethostname() or abs(_started(claim["pid"]) - claim["started"]) < _CLOCK_SECONDS
 
 
 def _started(pid: int) -> float:
-    """When a process of this machine was started, in seconds since the epoch; -inf where there is none."""
+    """When a process of this machine was started, in seconds since the epoch; -inf if it does not run."""
     import psutil
 
     try:
