@@ -1,15 +1,29 @@
-"""The exported folder as `transformers` reads it."""
+"""The exported folder as `transformers` reads it, and as this project reads it back."""
 
+import json
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    pipeline,
+)
+from transformers import LlamaForCausalLM as TheirLlama
 
 from smollm.config.model import ModelConfig
-from smollm.model.export import write_model
+from smollm.errors import CheckpointError
+from smollm.model.export import read_model, write_model
 from smollm.model.llama import LlamaForCausalLM
 
 TEXTS = ["the cat sat on the mat", "\tif x:\n\t\treturn 2024", "a 🐈‍⬛ 猫", "  two  spaces ", ""]
@@ -128,3 +142,152 @@ def test_the_weights_can_be_read_by_others(tmp_path: Path, model_config: ModelCo
     export(tmp_path / "model", model_config, tokenizer)
     for file in (tmp_path / "model").iterdir():
         assert file.stat().st_mode & 0o044 == 0o044, file.name
+
+
+def test_a_batch_of_prompts_is_padded_on_the_left_and_continued_as_each_alone(
+    tmp_path: Path, model_config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    export(tmp_path / "model", model_config, tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert theirs.pad_token == "<|endoftext|>"
+    prompts = ["the cat sat on the mat", "x", "10 dogs"]
+    batch = theirs(prompts, return_tensors="pt", padding=True)
+    assert batch["input_ids"][1, 0] == theirs.pad_token_id
+    assert batch["attention_mask"][:, -1].tolist() == [1, 1, 1]
+    made = theirs.batch_decode(model.generate(**batch, max_new_tokens=8, do_sample=False), skip_special_tokens=True)
+    for prompt, text in zip(prompts, made, strict=True):
+        alone = model.generate(**theirs(prompt, return_tensors="pt"), max_new_tokens=8, do_sample=False)
+        assert text == theirs.decode(alone[0], skip_special_tokens=True)
+
+
+def test_the_pipeline_of_transformers_takes_batches_in_bf16_without_a_warning(
+    tmp_path: Path,
+    model_config: ModelConfig,
+    tokenizer: Tokenizer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    export(tmp_path / "model", model_config, tokenizer)
+    generate = pipeline("text-generation", str(tmp_path / "model"), device="cpu", dtype=torch.bfloat16)
+    prompts = ["the cat sat", "x", "10"]
+    made = generate(prompts, batch_size=3, do_sample=False, max_new_tokens=8)
+    alone = [generate(prompt, do_sample=False, max_new_tokens=8) for prompt in prompts]
+    assert [text[0]["generated_text"][: len(prompt)] for prompt, text in zip(prompts, made, strict=True)] == prompts
+    assert len(made) == len(alone) == 3
+    assert generate.model.dtype == torch.bfloat16
+    assert "pad" not in caplog.text
+
+
+def test_the_body_alone_loads_in_bf16(tmp_path: Path, model_config: ModelConfig, tokenizer: Tokenizer) -> None:
+    ours = export(tmp_path / "model", model_config, tokenizer)
+    body, info = AutoModel.from_pretrained(tmp_path / "model", dtype=torch.bfloat16, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert body(torch.tensor([[1, 2, 3]])).last_hidden_state.shape == (1, 3, model_config.hidden_size)
+    assert torch.equal(body.embed_tokens.weight, ours.model.embed_tokens.weight.to(torch.bfloat16))
+
+
+def test_the_embedding_of_the_end_of_text_can_be_finetuned(
+    tmp_path: Path, model_config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    export(tmp_path / "model", replace(model_config, tie_word_embeddings=False), tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    model(torch.tensor([[0, 1, 2]])).logits.square().sum().backward()
+    assert model.model.embed_tokens.weight.grad[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("change", [{}, {"tie_word_embeddings": False}, {"rope_theta": 300.0}], ids=str)
+def test_what_was_written_is_read_back(
+    tmp_path: Path, model_config: ModelConfig, tokenizer: Tokenizer, change: dict[str, float]
+) -> None:
+    config = replace(model_config, **change)
+    ours = export(tmp_path / "model", config, tokenizer)
+    before = torch.get_rng_state()
+    model, read = read_model(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.config == config
+    assert read.to_str() == tokenizer.to_str()
+    for name, value in ours.weights().items():
+        assert torch.equal(model.weights()[name], value.to(torch.bfloat16).float()), name
+        value.data.copy_(model.weights()[name])
+    assert model.weights().keys() == ours.weights().keys()
+    ids = torch.randint(config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(ids), ours(ids))
+
+
+@pytest.mark.parametrize("shards", ["10GB", "20KB"])
+def test_a_llama_that_transformers_has_written_is_read(tmp_path: Path, tokenizer: Tokenizer, shards: str) -> None:
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_parameters={"rope_theta": 500.0, "rope_type": "default"},
+    )
+    theirs = TheirLlama(config)
+    theirs.save_pretrained(tmp_path, max_shard_size=shards)
+    assert (tmp_path / "model.safetensors.index.json").exists() is (shards == "20KB")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ours, _ = read_model(tmp_path)
+    ids = torch.arange(40).view(1, 40)
+    assert (theirs(ids).logits - ours(ids)).abs().max().item() <= 1e-4
+
+
+def change_config(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+    return change
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-50])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json: must be the config of a model, got no file"),
+        (cut("config.json"), "config.json: must be the config of a model, got a damaged file"),
+        (change_config(model_type="mistral"), "model_type must be llama, as in this project's Llama, got 'mistral'"),
+        (change_config(rope_scaling={"rope_type": "llama3"}), "rope_type must be default"),
+        (change_config(head_dim=16), "head_dim must be 8, as in this project's Llama, got 16"),
+        (change_config(num_hidden_layers=3), "the weights must be those that config.json describes"),
+        (change_config(vocab_size=270), "the weights must be those that config.json describes"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: must hold weights"),
+        (cut("model.safetensors"), "model.safetensors: must hold weights"),
+        (cut("tokenizer.json"), "tokenizer.json: must be the model's tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: must be the model's tokenizer"),
+    ],
+)
+def test_another_or_a_damaged_model_is_one_line(
+    tmp_path: Path,
+    model_config: ModelConfig,
+    tokenizer: Tokenizer,
+    damage: Callable[[Path], object],
+    message: str,
+) -> None:
+    export(tmp_path, model_config, tokenizer)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        read_model(tmp_path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(
+    tmp_path: Path, model_config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    export(tmp_path, model_config, tokenizer)
+    larger = Tokenizer.from_str(tokenizer.to_str())
+    larger.add_tokens([f"token {number}" for number in range(60)])
+    larger.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="must have at most the 320 tokens of the model, got 335"):
+        read_model(tmp_path)

@@ -1,6 +1,7 @@
 """Samples: greedy text against full recomputation, seeds, and what is never sampled."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -159,6 +160,39 @@ def test_a_prompt_longer_than_the_context_leaves_room_for_the_sample(
     model = scripted_model(model_config, {x: y, y: x})
     (text,) = Sampler(model, tokenizer, ask(("x" * 500,), 6), cpu)(seed=1)
     assert text == "yxyxyx"
+
+
+def test_the_texts_grow_to_what_they_are_without_a_listener(
+    model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware
+) -> None:
+    sampler = Sampler(random_model(model_config), tokenizer, ask(PROMPTS, top_k=50), cpu)
+    seen: list[list[str]] = []
+    texts = sampler(1, seen.append)
+    assert texts == sampler(1)
+    for row, text in enumerate(texts):
+        grown = [moment[row] for moment in seen]
+        assert all(after.startswith(before) for before, after in pairwise(grown))
+        assert text.startswith(grown[-1])
+        assert len(set(grown)) > 3
+
+
+def test_half_a_character_is_held_back(model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware) -> None:
+    x, y = letters(tokenizer, "xy")
+    first, second = (tokenizer.token_to_id(token) for token in tokenizer.encode("é").tokens)
+    model = scripted_model(model_config, {x: first, first: second, second: y, y: 0})
+    seen: list[list[str]] = []
+    Sampler(model, tokenizer, ask(("x",), 8), cpu)(1, seen.append)
+    assert seen == [[""], ["é"], ["éy"], ["éy"]]
+
+
+def test_a_listener_is_told_no_more_once_all_texts_have_ended(
+    model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware
+) -> None:
+    x, y, z = letters(tokenizer, "xyz")
+    model = scripted_model(model_config, {x: y, y: z, z: 0, 0: x})
+    seen: list[list[str]] = []
+    assert Sampler(model, tokenizer, ask(("x", "z"), 30), cpu)(1, seen.append) == ["yz", ""]
+    assert seen == [["y", ""], ["yz", ""], ["yz", ""]]
 
 
 def test_only_the_likeliest_ids_are_drawn() -> None:

@@ -3,6 +3,8 @@
 Legend: B batch (one row a prompt), T time, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -12,13 +14,16 @@ from smollm.device.hardware import Hardware
 from smollm.model.llama import KeyValueCache, LlamaForCausalLM
 from smollm.state.tokens import special_ids, vocabulary_size
 
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What bytes that make no character are decoded to."""
+
 
 class Sampler:
     """Continues each prompt by `sample_tokens` tokens, or up to the end-of-text token.
 
-    All prompts advance together, one position at a time: a row takes its prompt's token while it
-    has one, and a sampled token afterwards. On an NVIDIA GPU one position is captured as a CUDA graph and
-    replayed for all: launched one by one, its hundreds of small kernels take ten times as long.
+    What all prompts have is computed in one pass. From there they advance together, one position at a time: a row
+    takes its prompt's token while it has one, and a sampled token afterwards. On an NVIDIA GPU one position is captured
+    as a CUDA graph and replayed for all: launched one by one, its hundreds of small kernels take ten times as long.
     """
 
     def __init__(
@@ -49,18 +54,39 @@ class Sampler:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()
-    def __call__(self, seed: int) -> list[str]:
-        """A text for each prompt; the same seed gives the same texts."""
+    def __call__(self, seed: int, on_progress: Callable[[list[str]], object] | None = None) -> list[str]:
+        """A text for each prompt; the same seed gives the same texts.
+
+        Args:
+            seed: of the choice among tokens.
+            on_progress: is given the texts after each token, without a last character whose bytes are not all there.
+        """
         if self._graph is None and self.hardware.captures and not self.model.execution.sharded:
             self._graph = self._capture()
         self._rewind()
         self._generator.manual_seed(seed)
+        shared, length = min(map(len, self._prompts)) - 1, self._ids.shape[1]
         with self.hardware.autocast():
-            for _ in range(self._ids.shape[1] - 1):
+            if shared:
+                with self.model.uncompiled():  # lengths vary
+                    self.model(self._ids[:, :shared], self._cache)
+            for length in range(shared + 2, self._ids.shape[1] + 1):
                 self._advance() if self._graph is None else self._graph.replay()
-        ends = (len(prompt) + self.evaluation.sample_tokens for prompt in self._prompts)
+                if on_progress is not None:
+                    rows = self._continuations(length)
+                    on_progress([_text(self.tokenizer, ids).rstrip(_INCOMPLETE) for ids in rows])
+                    if all(map(self._is_complete, rows)):
+                        break
+        return [_text(self.tokenizer, ids) for ids in self._continuations(length)]
+
+    def _continuations(self, length: int) -> list[list[int]]:
+        """What follows each prompt among the first `length` ids of its row."""
+        ends = (min(length, len(prompt) + self.evaluation.sample_tokens) for prompt in self._prompts)
         rows = zip(self._ids.tolist(), self._prompts, ends, strict=True)
-        return [_text(self.tokenizer, ids[len(prompt) : end]) for ids, prompt, end in rows]
+        return [ids[len(prompt) : end] for ids, prompt, end in rows]
+
+    def _is_complete(self, ids: list[int]) -> bool:
+        return len(ids) == self.evaluation.sample_tokens or not special_ids(self.tokenizer).isdisjoint(ids)
 
     def _rewind(self) -> None:
         self._ids.copy_(self._start)
