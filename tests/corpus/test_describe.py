@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from smollm.corpus import describe, tokenizer
 from smollm.corpus.selection import Split
+from smollm.corpus.source import STAGES
 from smollm.errors import CorpusError
 from smollm.state.tokens import documents_of, open_tokenizer, open_tokens
 
@@ -30,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def directories(data: Path) -> dict[str, Path]:
-    return {stage: data / "tokens" / stage for stage in describe.STAGES}
+    return {stage: data / "tokens" / stage for stage in STAGES}
 
 
 def test_the_overview_counts_what_there_is(data: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zstandard
 from tokenizers import Tokenizer
 
@@ -15,6 +16,7 @@ from smollm.corpus.document import Document
 from smollm.corpus.encode import Encoder
 from smollm.corpus.selection import Split
 from smollm.corpus.source import Source
+from smollm.errors import CorpusError
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -71,6 +73,24 @@ def put_raw(workspace: Path, name: str, content: bytes) -> None:
     path = workspace / "data" / "raw" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+def table_texts(workspace: Path, name: str, content: bytes, column: str = "text") -> list[str]:
+    """The texts of a table data/raw/<name> with these bytes; checks the documents' keys."""
+    put_raw(workspace, name, content)
+    documents = list(files_of(workspace, f"data/raw/{name}", text_column=column).documents())
+    assert [document.key for document in documents] == [f"data/raw/{name}#{index}" for index in range(len(documents))]
+    return [document.text for document in documents]
+
+
+def table_refusal(workspace: Path, name: str, content: bytes) -> str:
+    """The error that refuses such a table, which is one short line."""
+    with pytest.raises(CorpusError) as caught:
+        table_texts(workspace, name, content)
+    message = str(caught.value)
+    assert message.isprintable()  # one line
+    assert len(message) < 600
+    return message
 
 
 def write_tokens(

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from smollm.corpus.source import STAGES
 from smollm.errors import CorpusError
 from smollm.stage.picture import draw
 from smollm.state.tokens import TRAIN, VALIDATION, documents_table, open_tokenizer, open_tokens, read_manifest
@@ -19,19 +20,18 @@ from smollm.state.tokens import TRAIN, VALIDATION, documents_table, open_tokeniz
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STAGES = ("pretrain", "finetune")
 _SIDES = (TRAIN, VALIDATION)
 _SOURCES = 15
 _SHOWN = 400
 
 
 def describe(data: Path, seed: int = 0, documents: int = 2) -> str:
-    """A report for people: counts, sources and a few documents of each stage's text.
+    """A readable report: counts, sources and a few documents of each stage's text.
 
     Args:
         data: the folder with ``tokenizer`` and ``tokens``.
-        seed: of the choice of documents.
-        documents: shown of each side.
+        seed: decides which documents are shown.
+        documents: how many are shown of each side.
 
     Raises:
         CorpusError: there are no token files.
@@ -50,7 +50,7 @@ def describe(data: Path, seed: int = 0, documents: int = 2) -> str:
 
 
 def overview(directories: dict[str, Path]) -> pd.DataFrame:
-    """Documents, bytes and tokens, and how long documents are, a row for each stage and side."""
+    """Counts of documents, bytes and tokens, and the lengths of documents: a row for each stage and side."""
     rows: list[dict[str, Any]] = []
     for stage, directory in directories.items():
         manifest = read_manifest(directory)
@@ -72,7 +72,7 @@ def overview(directories: dict[str, Path]) -> pd.DataFrame:
 
 
 def left_out(directories: dict[str, Path]) -> pd.DataFrame:
-    """How many documents were left out, by reason, and the limit that ended the selection, a row for each stage."""
+    """How many documents were left out, by reason, and which limit ended the reading: a row for each stage."""
     names = {
         "duplicates": "duplicates_removed",
         "blank": "blank_left_out",
@@ -88,7 +88,7 @@ def left_out(directories: dict[str, Path]) -> pd.DataFrame:
 
 
 def sources(directory: Path) -> pd.DataFrame:
-    """The largest sources of a stage's text: packages, files or datasets, with their share of the tokens."""
+    """The packages, files or datasets that gave most of a stage's text, with their share of its tokens."""
     by_package = str(read_manifest(directory)["source"]).startswith("python")
     totals = pd.DataFrame({"source": [], "documents": [], "bytes": [], "tokens": []})
     for table in documents_table(directory):
@@ -109,13 +109,13 @@ def sources(directory: Path) -> pd.DataFrame:
 
 
 def document_lengths(directory: Path, side: str) -> NDArray[np.int64]:
-    """Tokens of each document of a side, end-of-text included."""
+    """The number of tokens of each document of a side, end-of-text included."""
     offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64).astype(np.int64)
     return np.diff(offsets, append=read_manifest(directory)[side]["tokens"])
 
 
 def examples(data: Path, directory: Path, side: str, seed: int, count: int) -> Iterator[tuple[int, str]]:
-    """Yield the first token's index and the beginning, decoded from the tokens, of a few documents of a side."""
+    """Yield a few documents of a side: the index of the first token, and the beginning decoded from the tokens."""
     tokenizer = open_tokenizer(data / "tokenizer" / "tokenizer.json")
     tokens = open_tokens(directory / f"{side}.bin", read_manifest(directory)["dtype"])
     offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64).astype(np.int64)

@@ -1,4 +1,4 @@
-"""A document of the corpus; a long one is read and encoded in parts."""
+"""A document of the corpus, and how a long one is cut into parts that are read and encoded one by one."""
 
 import hashlib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 PART = 64_000
-"""Most characters of a part."""
+"""The largest number of characters in a part."""
 
 _PLACES = (re.compile(r"[^\W\d_](?=\s)"), re.compile(r"\S\n(?=[^\s/])"))
 """Where a part may end: between a letter and white space, else between two lines."""
@@ -14,21 +14,21 @@ _PLACES = (re.compile(r"[^\W\d_](?=\s)"), re.compile(r"\S\n(?=[^\s/])"))
 
 @dataclass(frozen=True)
 class Document:
-    """A text whose size and digest are known before it is read."""
+    """A text with its size and digest; the text itself is read only when it is needed."""
 
     key: str
-    """The document's origin, such as a path; decides its side of the split. Code and its documentation share a key."""
+    """Where it comes from, such as a path; decides its side of the split. Code and its documentation share a key."""
     size: int
     """Bytes of UTF-8."""
     sha256: str
     is_blank: bool
     """Whether the text is empty or white space only."""
     parts: Callable[[], Iterator[str]]
-    """Reads the text, in parts of `PART` characters at most."""
+    """Reads the text in parts of at most `PART` characters."""
 
     @classmethod
     def of(cls, key: str, text: str) -> "Document":
-        """A document from a text in memory. Halves of UTF-16 pairs, which UTF-8 cannot encode, become U+FFFD."""
+        """A document from a text in memory. Lone surrogates, which UTF-8 cannot encode, become U+FFFD."""
         try:
             content = text.encode()
         except UnicodeEncodeError:
@@ -45,15 +45,15 @@ class Document:
 
 
 def in_parts(chunks: Iterable[str], most: int = PART) -> Iterator[str]:
-    """Join `chunks` and cut the text where every common pre-tokenizer cuts it too.
+    """Join `chunks` and cut the text into parts, where every common pre-tokenizer cuts it too.
 
-    Encoded one by one, the parts then give the same ids as the whole text. Such a place is between a letter and white
-    space, or else between two lines. A part without either is cut at its full length, and ids around that cut may
+    Encoded one by one, the parts therefore give the same ids as the whole text. The cut is between a letter and white
+    space, else between two lines. If a part has neither, it is cut at its full length, and ids around the cut may
     differ.
 
     Args:
-        chunks: a text, in pieces of any length.
-        most: characters in a part.
+        chunks: a text in pieces of any length.
+        most: the largest number of characters in a part.
     """
     pending = ""
     for chunk in chunks:

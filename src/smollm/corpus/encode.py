@@ -1,10 +1,10 @@
-"""Documents to token files: split, deduplicated, encoded, with a manifest.
+"""Writes a stage's text as token files: selects its documents, encodes them, and writes a manifest.
 
-Of each stage's text, in ``data/tokens/<stage>/``:
+``data/tokens/<stage>/`` then holds:
 
-    train.bin, validation.bin    token ids, uint16 or uint32, each document followed by end-of-text
-    *.offsets.bin                uint64 index of each document's first token
-    documents.tsv                every document: split, bytes, tokens, sha256, where it came from
+    train.bin, validation.bin    token ids, uint16 or uint32; every document ends with the end-of-text token
+    *.offsets.bin                uint64: the index of each document's first token in that file
+    documents.tsv                a row for each document: split, bytes, tokens, sha256, key
     manifest.json                counts, digests and versions
 """
 
@@ -32,10 +32,10 @@ from smollm.state.tokens import BY_DOCUMENT, TRAIN, VALIDATION, read_manifest, t
 BY_TAIL = "by tail: documents too few or too unequal for a split by document"
 
 _BATCH_CHARACTERS = 250_000
-"""A process gets so many at once."""
+"""How much text a process is given at once."""
 
 _SAVE_BYTES = 64_000_000
-"""Progress is saved after so much text: seconds of work for one process a core."""
+"""How much text is encoded between two saves: seconds of work with a process per core."""
 
 
 class Part(NamedTuple):
@@ -48,13 +48,16 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """Writes the token files of one stage after another."""
+    """Writes the token files of the stages, one stage after another.
+
+    Call `write`, or `reread` for files that are complete, once for each stage, in order: the split learns from each
+    stage's documents, so that no stage trains on what another one holds out.
+    """
 
     tokenizer: Tokenizer
     end_of_text: str
     corpus: CorpusConfig
     split: Split
-    """Keeps the texts of all stages apart from each other's held-out ones, so it needs to see each stage's once."""
 
     def write(
         self,
@@ -63,19 +66,19 @@ class Encoder:
         on_progress: Callable[[int], object] = lambda text_bytes: None,
         on_resume: Callable[[int, int], object] = lambda documents, text_bytes: None,
     ) -> dict[str, Any]:
-        """Write the token files of `source` and return their manifest.
+        """Write the token files of `source` to `directory` and return their manifest.
 
-        After a kill the same call goes on where progress was saved, with the same result. Memory does not grow with the
-        text, but for 32 bytes a document that tell duplicates.
+        If an earlier call was killed, this one continues from its last save; the files come out the same. Memory grows
+        by 32 bytes per document, which detect duplicates, and not with the text.
 
         Args:
-            directory: for the files.
+            directory: where the files go.
             source: the stage's text.
             on_progress: called with the bytes of text encoded since its last call.
-            on_resume: called with what a process that was killed has written: documents, and their bytes of text.
+            on_resume: called once if an earlier call was killed, with the documents and the bytes of text it wrote.
 
         Raises:
-            CorpusError: there is no text, or it cannot be read.
+            CorpusError: the source has no text, or cannot be read.
         """
         dtype = token_dtype(vocabulary_size(self.tokenizer))
         tokenizer_sha256 = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
@@ -90,10 +93,10 @@ class Encoder:
             raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
         documents = train.documents + validation.documents
         is_by_tail = is_split_by_tail(documents, train.bytes, validation.bytes, self.corpus.validation_fraction)
-        documents_sha256 = file_digest(writer.listing_path, "sha256")
+        documents_sha256 = file_digest(writer.list_path, "sha256")
         self.split.check_tail(source.stage, is_by_tail, documents_sha256, counts.shared)
         if is_by_tail:
-            forget_progress(directory)  # these files become others
+            forget_progress(directory)  # the files are about to change; a kill in between must start over
             hold_out_tail(train, validation, self.corpus.validation_fraction)
         manifest = {
             **self._origin(source, counts, is_by_tail),
@@ -106,15 +109,15 @@ class Encoder:
         return manifest
 
     def reread(self, directory: Path, source: Source) -> dict[str, Any]:
-        """Show the split the documents of token files that are complete, and return their manifest.
+        """Read the documents of complete token files again, for the split to learn them; return the manifest.
 
         Raises:
-            CorpusError: `source` no longer gives these documents.
+            CorpusError: `source` now gives other documents than the files hold.
         """
         forget_progress(directory)
-        manifest, listing = read_manifest(directory), directory / "documents.tsv"
+        manifest, list_path = read_manifest(directory), directory / "documents.tsv"
         counts = SelectionCounts()
-        with closing(listed_documents(listing, listing.stat().st_size)) as rows:
+        with closing(listed_documents(list_path, list_path.stat().st_size)) as rows:
             documents = select(source, self.corpus, self.split, counts)
             for selected, row in itertools.zip_longest(documents, (row for row, _ in rows)):
                 if selected is None or row is None or not is_row_of(row, selected):
@@ -133,7 +136,7 @@ class Encoder:
         return end_of_text_id
 
     def _origin(self, source: Source, counts: SelectionCounts, is_by_tail: bool) -> dict[str, Any]:
-        """The manifest's part that is not of one side: where the text comes from, how it was split and encoded."""
+        """The manifest's entries on the whole text: its source, how it was split and encoded, what was left out."""
         vocab_size = vocabulary_size(self.tokenizer)
         return {
             "source": source.config.source.value,
@@ -176,7 +179,7 @@ class Encoder:
 
 
 def _parts(documents: Iterable[Selected], skipped: int) -> Iterator[Part]:
-    """The parts of all documents, but for the first few of the first document."""
+    """The parts of all documents, without the first `skipped` parts of the first document."""
     for selected in documents:
         parts = itertools.islice(selected.document.parts(), skipped, None)
         skipped = 0
@@ -188,6 +191,7 @@ def _parts(documents: Iterable[Selected], skipped: int) -> Iterator[Part]:
 
 
 def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Group parts until a group has `_BATCH_CHARACTERS`."""
     batch: list[Part] = []
     size = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""The sources that need no download: source files and documentation of installed packages."""
+"""Sources python and python-docs: the source files or the documentation of installed packages."""
 
 import ast
 import hashlib
@@ -17,7 +17,7 @@ _NOT_DOCUMENTATION = ("license", "licence", "copying", "notice", "authors", "con
 _TESTS = frozenset({"test", "tests"})
 
 STDLIB = "stdlib"
-"""The standard library, in a list of packages."""
+"""Stands for the standard library in a list of packages."""
 
 
 def code(packages: tuple[str, ...], not_utf8: Callable[[], object]) -> Iterator[Document]:
@@ -61,10 +61,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def _files(packages: tuple[str, ...], suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """Files of the packages as (key, path), sorted by a hash of the key.
-
-    The first files, however many, are then a fair sample of all.
-    """
+    """Files of the packages as (key, path), sorted by a hash of the key, so that the first N are a fair sample."""
     files: dict[str, Path] = {}
     for name in packages:
         if name == STDLIB:

@@ -1,4 +1,4 @@
-"""Which of the user's own files a stage reads: those below data/raw that its globs match."""
+"""Finds the user's own files that a stage reads: those below data/raw that its globs match."""
 
 import unicodedata
 from pathlib import Path
@@ -35,7 +35,7 @@ def matching_files(workspace: Path, globs: tuple[str, ...], stage: str) -> list[
 
 
 def _candidates(workspace: Path, glob: str) -> list[Path]:
-    """What the glob matches; a file of that very name, with brackets in it for example, is meant itself."""
+    """What the glob matches. If a file has exactly this name, with brackets in it for example, it is that file."""
     if (workspace / glob).is_file():
         return [workspace / glob]
     return [path for path in workspace.glob(glob) if path.is_file() or _is_broken_link(path)]
@@ -46,7 +46,7 @@ def _name(path: Path, workspace: Path) -> str:
 
 
 def _is_passed_over(name: str, glob: str) -> bool:
-    """Whether a glob leaves a file out: one of DVC's own, or a hidden one, unless it asks for hidden ones."""
+    """Whether a glob skips a file: DVC's own files, and hidden ones unless the glob names them by a leading dot."""
     return name.endswith(".dvc") or ("/." in name and "/." not in glob)
 
 

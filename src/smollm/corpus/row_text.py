@@ -1,4 +1,4 @@
-"""From a row of a table or of a hub dataset to its text: a column, a nested key, or chat messages by a template."""
+"""Gets the text of a row of a table or hub dataset: a column, a nested key, or chat messages put in a template."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from smollm.config.corpus import template_keys
 from smollm.errors import CorpusError
 
 _ROWS_BEFORE_REFUSAL = 10_000
-"""Null rows are compared with the allowed share from so many rows on, not at the end of a long table alone."""
+"""After this many rows the share of nulls is checked at each null, not only at the end of the table."""
 
 MISSING = object()
 """What `value_of` returns where the row has no such column."""
@@ -14,7 +14,7 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class RowFormat:
-    """Which settings say where a row's text is."""
+    """Where the text of a row is, by the settings of a stage."""
 
     stage: str
     text_column: str
@@ -89,7 +89,7 @@ class RowFormat:
 
 
 def value_of(row: object, column: str) -> object:
-    """The value of a column, or, where none has that name, of the nested key that the name's dots lead to."""
+    """The value of a column; if there is none of that name, the nested value that a dotted name leads to."""
     if isinstance(row, dict) and column in row:
         return row[column]
     for key in column.split("."):

@@ -1,4 +1,4 @@
-"""Select documents: drop duplicates, apply limits, split into training and validation."""
+"""Selects documents: drops duplicates, applies limits, assigns each document to training or validation."""
 
 import hashlib
 import itertools
@@ -14,13 +14,14 @@ from smollm.errors import CorpusError
 from smollm.state.tokens import TRAIN, VALIDATION
 
 _RECENT = 500_000
+"""How many digests are collected before they are sorted in."""
 
 _MANY_DOCUMENTS = 10_000
-"""From so many on a split by document is always fair."""
+"""With at least this many documents a split by document is always fair."""
 
 
 class Digests:
-    """A set of sha256 digests that keeps the first 16 bytes of each, which are enough to tell any two apart."""
+    """A set of sha256 digests; keeps the first 16 bytes of each, which are enough to tell documents apart."""
 
     def __init__(self) -> None:
         self._sorted = np.empty(0, "S16")
@@ -44,11 +45,11 @@ class Digests:
 
 
 class Split:
-    """The side of each document: training or validation.
+    """Assigns each document to training or validation.
 
-    A hash of the document's key decides, so that one file's code and documentation, in two stages, are never on
-    different sides, and documents stay where they are when others are added. A text that was seen under another key,
-    in this stage or an earlier one, stays on the side it has there, and its new key moves to that side.
+    A hash of the document's key decides. So a file's code and documentation, which two stages read, are on the same
+    side, and documents stay on their side when others are added. A text that was seen before under another key, in
+    this stage or an earlier one, keeps its side, and its new key moves to that side.
     """
 
     def __init__(self, validation_fraction: float) -> None:
@@ -56,10 +57,10 @@ class Split:
         self._texts = {TRAIN: Digests(), VALIDATION: Digests()}
         self._moved: dict[str, str] = {}
         self._split_by_tail: str | None = None
-        """Digest of the documents of the last stage whose tail is held out."""
+        """Digest of the list of documents of the last stage whose tail is held out."""
 
     def knows(self, document: Document) -> bool:
-        """Whether the side of a document with this text was asked for before."""
+        """Whether `side` was asked before about a document with this text."""
         return any(document.sha256 in texts for texts in self._texts.values())
 
     def side(self, document: Document) -> str:
@@ -74,12 +75,12 @@ class Split:
         return known or by_key
 
     def check_tail(self, stage: str, is_by_tail: bool, documents_sha256: str, shared: int) -> None:
-        """Refuse a stage that shares documents with an earlier one, if the tail of either one's text is held out.
+        """Refuse a stage that shares documents with an earlier one if the tail of either one's text is held out.
 
-        The other stage would train on that tail, unless both have the very same text.
+        Unless both have exactly the same documents, one stage would train on the tail that the other holds out.
 
         Args:
-            stage: whose text it is.
+            stage: the stage.
             is_by_tail: whether its tail is held out, see `is_split_by_tail`.
             documents_sha256: digest of the list of its documents.
             shared: how many of them an earlier stage has.
@@ -98,7 +99,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Selected:
-    """A document that is kept, with its side of the split."""
+    """A document that is kept, and its side of the split."""
 
     document: Document
     side: str
@@ -106,27 +107,27 @@ class Selected:
 
 @dataclass
 class SelectionCounts:
-    """What `select` counts on the way."""
+    """What `select` counts."""
 
     duplicates: int = 0
-    """Documents left out, since an earlier one has the same text."""
+    """Documents left out because an earlier one has the same text."""
     shared: int = 0
-    """Kept documents that an earlier stage has too."""
+    """Kept documents whose text an earlier stage has too."""
     limit: str | None = None
-    """The setting that ended the selection before the source's end."""
+    """The setting that ended the selection before the end of the source, if one did."""
 
 
 def select(source: Source, corpus: CorpusConfig, split: Split, counts: SelectionCounts) -> Iterator[Selected]:
-    """Yield the documents of `source` within the corpus's limits, without exact duplicates, each with its side.
+    """Yield the documents of `source` that are kept: within the corpus's limits and without exact duplicates.
 
     Args:
         source: the stage's text.
-        corpus: has the limits.
-        split: of all stages, in their order.
-        counts: updated on the way.
+        corpus: the limits.
+        split: gives each document its side; the same one for all stages, in their order.
+        counts: updated while documents are read.
 
     Raises:
-        CorpusError: not one document is within the limits, or one cannot be read.
+        CorpusError: the first document exceeds the limits, or a document cannot be read.
     """
     seen = Digests()
     size = count = 0
@@ -154,10 +155,10 @@ def select(source: Source, corpus: CorpusConfig, split: Split, counts: Selection
 
 
 def is_split_by_tail(documents: int, train_bytes: int, validation_bytes: int, fraction: float) -> bool:
-    """Whether the tail of the text is to be held out, since its documents are no fair split of it.
+    """Whether to hold out the end of the text because a split by document would be unfair.
 
-    So it is where few documents, or a long one among short ones, leave less than half of `fraction` on the held-out
-    side, or more than twice as much.
+    It is unfair if a few documents, or a long one among short ones, put less than half of `fraction` of the text on
+    the held-out side, or more than twice as much.
     """
     share = validation_bytes / max(1, train_bytes + validation_bytes)
     is_unfair = documents < _MANY_DOCUMENTS and not fraction / 2 <= share <= 2 * fraction
@@ -165,9 +166,9 @@ def is_split_by_tail(documents: int, train_bytes: int, validation_bytes: int, fr
 
 
 def training_texts(source: Source, corpus: CorpusConfig, max_megabytes: float) -> Iterator[str]:
-    """Yield text that is trained on, up to `max_megabytes`: a tokenizer may learn from it.
+    """Yield text of the training side, up to `max_megabytes`, for a tokenizer to learn from.
 
-    Where the tail of the text is held out, see `is_split_by_tail`, that is left out here too.
+    If the end of the text is held out, see `is_split_by_tail`, it is left out here too.
     """
     fraction = corpus.validation_fraction
     sizes = {TRAIN: 0, VALIDATION: 0}

@@ -1,4 +1,4 @@
-"""The text of a training stage: its documents, the same ones in the same order at each reading."""
+"""The documents of a training stage's text, from whichever source it has; each reading gives the same ones in order."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,10 +12,13 @@ from smollm.corpus.row_text import RowFormat
 from smollm.errors import CorpusError
 from smollm.state.files import file_digest
 
+STAGES = ("pretrain", "finetune")
+"""The stages that have a text of their own, in their order."""
+
 
 @dataclass
 class LeftOut:
-    """How many documents a reading left out, by reason."""
+    """How many documents were left out while a source was read, by reason."""
 
     blank: int = 0
     """Without any text."""
@@ -34,7 +37,7 @@ class Source:
         self.packages = corpus.packages
         self.workspace = workspace
         self.left_out = LeftOut()
-        """Of the last reading."""
+        """Counts of the reading that goes on, or went last."""
         self._row_format = RowFormat(stage, self.config.text_column, self.config.template, corpus.max_null_fraction)
         self._summaries: dict[Path, tuple[text_files.FileState | None, text_files.TextSummary]] = {}
 
@@ -58,7 +61,7 @@ class Source:
                 yield document
 
     def versions(self) -> dict[str, str]:
-        """The origin of the text: versions of Python and packages, DVC's md5 of files, or the hub's revision."""
+        """What the text was made from: versions of Python and packages, DVC's md5 of files, or a hub revision."""
         if self.config.source is CorpusSource.HUB:
             return {str(self.config.hub.dataset): str(self.config.hub.revision)}
         if self.config.source is CorpusSource.FILES:
@@ -67,7 +70,7 @@ class Source:
         return packages.versions(self.packages)
 
     def installed_versions(self) -> dict[str, str]:
-        """Versions of the installed packages that the text comes from; nothing but these can change unnoticed."""
+        """Versions of the installed packages that the text comes from; DVC does not see when these change."""
         is_installed = self.config.source in (CorpusSource.PYTHON, CorpusSource.PYTHON_DOCS)
         return packages.versions(self.packages) if is_installed else {}
 
@@ -90,7 +93,7 @@ class Source:
                 text_files.check_unchanged(before, path, name)
 
     def _summary(self, path: Path, name: str) -> text_files.TextSummary:
-        """Size and digest of a text file, found at the first reading, which checks that it is UTF-8 to its end."""
+        """Size and digest of a text file. The first call reads the file to its end and checks that it is UTF-8."""
         if path not in self._summaries:
             before = text_files.FileState.of(path)
             self._summaries[path] = (before, text_files.summarize(path, name))
@@ -120,7 +123,7 @@ class Source:
         yield from self._rows(places, str(hub.dataset), "check the network and run again")
 
     def _rows(self, rows: Iterator[tables.Row], name: str, fix: str) -> Iterator[Document]:
-        """The documents of a table, one a row; `fix` is the advice where reading it breaks off."""
+        """The documents of a table, one per row; an error while reading it ends in the advice `fix`."""
         nulls = count = 0
         try:
             for index, (place, row) in enumerate(rows):
@@ -141,7 +144,7 @@ class Source:
 
 
 def _load_dataset() -> Callable[..., Any]:
-    """The library's function; slow to import, and needed by the hub alone."""
+    """`datasets.load_dataset`, imported here because the import is slow and only source hub needs it."""
     import datasets
 
     datasets.config.TORCH_AVAILABLE = False  # else a stream imports torch: 200 MB, for nothing that is used here

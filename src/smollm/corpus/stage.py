@@ -13,12 +13,10 @@ from smollm.config.corpus import CorpusConfig
 from smollm.config.file import load
 from smollm.config.tokenizer import TokenizerConfig
 from smollm.config.tracking import TrackingConfig
-from smollm.corpus import describe
 from smollm.corpus import tokenizer as tokenizers
-from smollm.corpus.describe import STAGES
 from smollm.corpus.encode import Encoder
 from smollm.corpus.selection import Split, training_texts
-from smollm.corpus.source import Source
+from smollm.corpus.source import STAGES, Source
 from smollm.operate.preflight import check_vocabulary
 from smollm.stage import report
 from smollm.stage import run as pipeline
@@ -33,7 +31,7 @@ from smollm.tracking.observer import RunInputs
 
 @dataclass(frozen=True)
 class TokenizeStage:
-    """The stage, with all the settings that it reads."""
+    """The stage with all settings that it reads."""
 
     workspace: Workspace
     corpus: CorpusConfig
@@ -41,7 +39,7 @@ class TokenizeStage:
     tracking: TrackingConfig
 
     def run(self) -> None:
-        """Read the text, train or load the tokenizer, write the token files; after a kill, go on with them.
+        """Read the text, train or load the tokenizer, and write the token files; after a kill, continue them.
 
         Raises:
             PipelineError: with a line for the user.
@@ -63,7 +61,7 @@ class TokenizeStage:
         run.state.journal.append("result", 0, **results)
 
     def _drop_outdated(self, run: StageRun, sources: dict[str, Source]) -> None:
-        """Begin anew where packages were upgraded since the start that was killed: DVC does not watch them."""
+        """Start over if packages were upgraded since the start that was killed: DVC does not watch them."""
         record = run.state.directory / "sources.json"
         versions = {stage: source.installed_versions() for stage, source in sources.items()}
         if not record.exists() or json.loads(record.read_text(encoding="utf-8")) != versions:
@@ -71,7 +69,7 @@ class TokenizeStage:
             write_json(record, versions)
 
     def _tokenizer(self, run: StageRun, source: Source, path: Path) -> Tokenizer:
-        """The tokenizer that a start before this one left at `path`, else a new one."""
+        """The tokenizer that an earlier start saved at `path`, else a new one, which is saved there."""
         began = time.monotonic()
         if path.exists():
             tokenizer = tokenizers.load(path, self.tokenizer.end_of_text)
@@ -80,12 +78,14 @@ class TokenizeStage:
             tokenizer = tokenizers.obtain(self.tokenizer, texts, self.workspace.directory)
             write_atomically(path, tokenizer.to_str(pretty=True))
         vocab_size = tokens.vocabulary_size(tokenizer)
+        # `model` is not among the params of this stage in dvc.yaml: it changes no output. It is read only to refuse too
+        # small a vocabulary before hours of encoding; pretrain, which depends on `model`, checks again.
         check_vocabulary(vocab_size, load(self.workspace.directory / "params.yaml").model)
         run.log(announce.tokenizer_ready(vocab_size, self.tokenizer.source.value, time.monotonic() - began))
         return tokenizer
 
     def _encode(self, run: StageRun, encoder: Encoder, source: Source, directory: Path) -> dict[str, float]:
-        """Write the token files of one stage's text, and return MLflow's metrics of them."""
+        """Write the token files of one stage's text, and return their metrics for MLflow."""
         began, stage = time.monotonic(), source.stage
         encoded_bytes = 0
         progress = ProgressBar(f"tokenize {stage}", None, unit="B")
@@ -130,6 +130,8 @@ class TokenizeStage:
         }
 
     def _publish(self, run: StageRun) -> None:
+        from smollm.corpus import describe  # imports pandas, which is slow and needed only here
+
         data, target = run.state.directory / "data", self.workspace.directory / "data"
         replace_directory(data / "tokenizer", target / "tokenizer")
         metrics: dict[str, Any] = {}

@@ -11,9 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-import pyarrow
-from pyarrow.parquet import ParquetFile
-
 from smollm.corpus import text_files
 from smollm.errors import CorpusError
 
@@ -195,6 +192,9 @@ def _delimiter(header: str, column: str, delimiters: str) -> str:
 
 
 def _parquet(path: Path, column: str) -> Iterator[Row]:
+    import pyarrow  # slow to import, and needed by this format alone
+    from pyarrow.parquet import ParquetFile
+
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # Arrow's own keeps half of what it has read
     # without buffers of its own it reads a row group's column as a whole
     with path.open("rb") as file, ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as table:

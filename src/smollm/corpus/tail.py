@@ -1,4 +1,4 @@
-"""Holds out the end of a text whose documents are too few, or too unequal, to be split one by one."""
+"""Holds out the end of a text whose documents are too few or too unequal in length to be split one by one."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ from smollm.corpus.token_writer import Side
 
 
 def hold_out_tail(train: Side, validation: Side, fraction: float) -> None:
-    """Join both sides, documents of `train` first, and move the last `fraction` of all tokens to `validation`.
+    """Join both sides, `train` first, then move the last `fraction` of all tokens to `validation`.
 
-    The document that is cut is on both sides.
+    If that cuts a document, its beginning is in `train` and its end in `validation`.
     """
     _join(train, validation)
     held_out = max(1, int(train.tokens * fraction))

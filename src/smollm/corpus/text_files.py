@@ -1,7 +1,6 @@
-"""Reads files of text a chunk at a time, compressed or not, and refuses those that are not what they seem."""
+"""Reads text files, compressed or not, one chunk at a time, and refuses files that cannot be read as UTF-8 text."""
 
 import codecs
-import functools
 import hashlib
 import io
 import lzma
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import pyarrow
 import zstandard
 
 from smollm.errors import CorpusError
@@ -61,9 +59,15 @@ class _ZstdFile(io.RawIOBase):
         super().close()
 
 
+def _open_with_arrow(path: Path, compression: str) -> Any:
+    import pyarrow  # slow to import
+
+    return pyarrow.input_stream(path, compression=compression)
+
+
 OPENERS: dict[str, Callable[[Path], Any]] = {
-    ".gz": functools.partial(pyarrow.input_stream, compression="gzip"),
-    ".bz2": functools.partial(pyarrow.input_stream, compression="bz2"),
+    ".gz": lambda path: _open_with_arrow(path, "gzip"),
+    ".bz2": lambda path: _open_with_arrow(path, "bz2"),
     ".zst": lambda path: io.BufferedReader(_ZstdFile(path), _CHUNK_BYTES),
     ".xz": lzma.open,
 }

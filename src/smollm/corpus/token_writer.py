@@ -1,7 +1,7 @@
-"""Writes the token files of one stage's text, and goes on with those of a process that was killed.
+"""Writes the token files of one stage's text so that a kill loses only what came after the last save.
 
-``documents.tsv`` lists the documents that are written; ``progress.json`` says how much of all files is safe on the
-disk. The next start cuts off the rest and goes on, in the middle of a document if need be.
+A save flushes all files to disk and records their sizes in ``progress.json``. The next start truncates the files to
+these sizes, skips the documents that ``documents.tsv`` lists, and continues, even in the middle of a document.
 """
 
 import csv
@@ -29,39 +29,48 @@ _HEADER = ("split", "bytes", "tokens", "sha256", "key")
 
 @dataclass
 class Progress:
-    """What is safe on the disk, and of which tokenizer."""
+    """What the last save brought to disk.
+
+    The documents in the first `listed_bytes` of documents.tsv are complete. The other fields describe the document
+    after them, if some of its parts are written.
+    """
 
     tokenizer_sha256: str
+    """Progress made with another tokenizer is not used."""
     listed_bytes: int = 0
-    """Of documents.tsv."""
     key: str = ""
-    """Of the document after the listed ones, of which some parts are written."""
     sha256: str = ""
     parts: int = 0
+    """How many of its parts are written."""
     tokens: int = 0
+    """In these parts."""
     text_bytes: int = 0
-    """Of those parts."""
+    """In these parts."""
 
 
 class Side:
-    """The growing files of one side of the split."""
+    """The token file and the offsets file of one side of the split, while they grow."""
 
     def __init__(self, directory: Path, name: str, dtype: type[np.unsignedinteger]) -> None:
         self.tokens_path, self.offsets_path = directory / f"{name}.bin", directory / f"{name}.offsets.bin"
         self.dtype = dtype
         self.documents = self.bytes = self.tokens = 0
-        """Of the finished documents."""
+        """In finished documents."""
         self.pending_tokens = 0
-        """Of the document that is being written."""
+        """In the document that is being written."""
 
     @property
     def sizes(self) -> dict[Path, int]:
-        """Bytes of each file."""
+        """How many bytes each file must have for what is counted."""
         tokens = (self.tokens + self.pending_tokens) * np.dtype(self.dtype).itemsize
         return {self.tokens_path: tokens, self.offsets_path: self.documents * np.dtype(np.uint64).itemsize}
 
     def open(self) -> None:
-        """Open the files to write on after what is counted; what lies behind is cut off."""
+        """Open the files for appending, truncated to what is counted.
+
+        Raises:
+            CorpusError: a file is shorter than that.
+        """
         self.files = [path.open("ab") for path in self.sizes]
         for file, (path, size) in zip(self.files, self.sizes.items(), strict=True):
             if file.tell() < size:
@@ -73,12 +82,12 @@ class Side:
         self._tokens_file, self._offsets_file = self.files
 
     def write(self, ids: bytes) -> None:
-        """Add tokens, as the bytes of an array, to the document that is being written."""
+        """Append tokens, given as the bytes of an array, to the document that is being written."""
         self._tokens_file.write(ids)
         self.pending_tokens += len(ids) // np.dtype(self.dtype).itemsize
 
     def finish_document(self, end_of_text_id: int, size: int) -> int:
-        """End a document of `size` bytes of text; return its tokens without the end-of-text token."""
+        """End the document, which has `size` bytes of text; return how many tokens it has without end-of-text."""
         length = self.pending_tokens
         self.write(self.dtype(end_of_text_id).tobytes())
         self._offsets_file.write(np.uint64(self.tokens).tobytes())
@@ -86,14 +95,14 @@ class Side:
         return length
 
     def count(self, tokens: int, size: int) -> None:
-        """Count a finished document of so many tokens, without the end-of-text token, and bytes."""
+        """Count a finished document of `tokens` tokens, without end-of-text, and `size` bytes of text."""
         self.documents += 1
         self.bytes += size
         self.tokens += tokens + 1
         self.pending_tokens = 0
 
     def summary(self) -> dict[str, object]:
-        """What the manifest says of this side."""
+        """This side's part of the manifest."""
         return {
             "documents": self.documents,
             "bytes": self.bytes,
@@ -104,12 +113,14 @@ class Side:
 
 
 class TokenWriter:
-    """Both sides, their list of documents and their progress.
+    """Writes documents to the files of both sides, lists them in documents.tsv, and saves its progress.
+
+    First call `skip_written`, then `write` for each part of the remaining documents.
 
     Attributes:
-        sides: by name.
-        text_bytes: of all the text that is written, in UTF-8.
-        parts_written: parts of the document that is being written, or, after `skip_written`, of the next one.
+        sides: the files of each side, by name.
+        text_bytes: UTF-8 bytes of all text written, by earlier starts too.
+        parts_written: how many parts of the current document are written.
     """
 
     def __init__(
@@ -117,21 +128,24 @@ class TokenWriter:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "manifest.json").unlink(missing_ok=True)
-        self.listing_path, self._progress_path = directory / "documents.tsv", directory / _PROGRESS
+        self.list_path, self._progress_path = directory / "documents.tsv", directory / _PROGRESS
         self.sides = {name: Side(directory, name, dtype) for name in (TRAIN, VALIDATION)}
         self.text_bytes = self.parts_written = 0
         self._end_of_text_id = end_of_text_id
         self._progress = self._read_progress(tokenizer_sha256)
 
     def skip_written(self, documents: Iterator[Selected]) -> Iterator[Selected]:
-        """Drop the documents that are written, as long as they are the listed ones, and open the files behind them.
+        """Return the documents that are still to be written, and open the files for them.
+
+        The first of these may be partly written: `parts_written` says how much. Where the text has changed since the
+        last start, everything from the first changed document on is written again.
 
         Args:
-            documents: all of the stage's, in their order.
+            documents: all documents of the stage, in order.
         """
         saved, listed_bytes = self._progress, 0
         remaining: Iterator[Selected] = iter(())
-        with closing(listed_documents(self.listing_path, saved.listed_bytes)) as rows:
+        with closing(listed_documents(self.list_path, saved.listed_bytes)) as rows:
             for selected in documents:
                 row, end = next(rows, (None, 0))
                 if row is not None and is_row_of(row, selected):
@@ -148,7 +162,14 @@ class TokenWriter:
         return remaining
 
     def write(self, selected: Selected, ids: bytes, text_bytes: int, is_last: bool) -> None:
-        """Add the ids of the next part of a document, whose last one ends it, and count the part's bytes of text."""
+        """Append the next part of a document.
+
+        Args:
+            selected: the document.
+            ids: the part's token ids, as the bytes of an array.
+            text_bytes: UTF-8 bytes of the part's text.
+            is_last: whether this part ends the document.
+        """
         side, document = self.sides[selected.side], selected.document
         side.write(ids)
         self.parts_written += 1
@@ -160,24 +181,24 @@ class TokenWriter:
             self.parts_written = 0
 
     def save(self) -> None:
-        """Bring everything written to the disk, and record how much it is."""
-        self._listing.flush()
-        files: list[Any] = [self._listing, *(file for side in self.sides.values() for file in side.files)]
+        """Flush everything written to disk, then record how much that is."""
+        self._list.flush()
+        files: list[Any] = [self._list, *(file for side in self.sides.values() for file in side.files)]
         for file in files:
             file.flush()
             os.fsync(file.fileno())
-        self._progress.listed_bytes = os.fstat(self._listing.fileno()).st_size
+        self._progress.listed_bytes = os.fstat(self._list.fileno()).st_size
         self._progress.parts = self.parts_written
         self._progress.tokens = sum(side.pending_tokens for side in self.sides.values())
         self._progress.text_bytes = self.text_bytes - sum(side.bytes for side in self.sides.values())
         write_json(self._progress_path, asdict(self._progress))
 
     def close(self) -> None:
-        for file in (self._listing, *(file for side in self.sides.values() for file in side.files)):
+        for file in (self._list, *(file for side in self.sides.values() for file in side.files)):
             file.close()
 
     def _read_progress(self, tokenizer_sha256: str) -> Progress:
-        """The saved progress; none where it is of another tokenizer."""
+        """What was saved; nothing if that is absent, unreadable, or of another tokenizer."""
         try:
             saved = Progress(**json.loads(self._progress_path.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
@@ -187,21 +208,21 @@ class TokenWriter:
     def _open(self, listed_bytes: int) -> None:
         for side in self.sides.values():
             side.open()
-        file = self.listing_path.open("ab")
+        file = self.list_path.open("ab")
         file.truncate(listed_bytes)
-        self._listing = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        self._rows = csv.writer(self._listing, delimiter="\t", lineterminator="\n")
+        self._list = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self._rows = csv.writer(self._list, delimiter="\t", lineterminator="\n")
         if not listed_bytes:
             self._rows.writerow(_HEADER)
 
 
 def forget_progress(directory: Path) -> None:
-    """Have the next start begin anew: the files in `directory` are complete, or no longer what was saved."""
+    """Remove the saved progress: the files in `directory` are complete, or about to change."""
     (directory / _PROGRESS).unlink(missing_ok=True)
 
 
 def listed_documents(path: Path, size: int) -> Generator[tuple[dict[str, str], int], None, None]:
-    """The rows of a documents.tsv within its first `size` bytes, each with the byte after it."""
+    """Yield the rows in the first `size` bytes of a documents.tsv, each with the position of its end in the file."""
     if not size or not path.exists():
         return
     with path.open("rb") as file:
@@ -215,7 +236,7 @@ def listed_documents(path: Path, size: int) -> Generator[tuple[dict[str, str], i
 
 
 def is_row_of(row: dict[str, str], selected: Selected) -> bool:
-    """Whether a row of documents.tsv is this document, on this side, with this text."""
+    """Whether a row of documents.tsv lists this document with the same side, size and text."""
     document = selected.document
     expected = (selected.side, str(document.size), document.sha256, document.key)
     return (row["split"], row["bytes"], row["sha256"], row["key"]) == expected

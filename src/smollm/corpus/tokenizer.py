@@ -1,4 +1,4 @@
-"""Train a byte-level BPE tokenizer, or load one, and check that the pipeline can use it."""
+"""Trains or loads a byte-level BPE tokenizer, and checks that the pipeline can use it."""
 
 import string
 from collections.abc import Iterable
