@@ -1,8 +1,10 @@
-"""Counts of parameters and FLOPs, and MFU. Standard library only."""
+"""Counts of parameters, moments and FLOPs, and MFU. Standard library only."""
 
 import re
+from dataclasses import replace
 
 from smollm.config.model import ModelConfig
+from smollm.config.training import OptimizerKind
 
 PEAK_TFLOPS = {
     "H200 NVL": 835.0,
@@ -36,6 +38,18 @@ def parameter_count(config: ModelConfig) -> int:
     block = attention + 3 * hidden * config.intermediate_size + 2 * hidden
     embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     return embeddings + config.num_hidden_layers * block + hidden
+
+
+def moment_count(config: ModelConfig, kind: OptimizerKind) -> int:
+    """Number of values in the optimizer's moments: two per parameter with AdamW, one where Muon has the parameter.
+
+    AdamW's step counters, one per tensor, are left out.
+    """
+    if kind is OptimizerKind.ADAMW:
+        return 2 * parameter_count(config)
+    outside = parameter_count(replace(config, num_hidden_layers=0))
+    norms = 2 * config.num_hidden_layers * config.hidden_size
+    return parameter_count(config) + outside + norms
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:

@@ -4,16 +4,16 @@ They refuse or let pass, and change nothing that is computed.
 """
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smollm.config.corpus import CorpusSource
 from smollm.config.file import Config, load
 from smollm.config.model import ModelConfig
-from smollm.config.training import OptimizerKind, TrainingConfig
+from smollm.config.training import TrainingConfig
 from smollm.errors import ConfigError, PipelineError, StorageError, TrainingError
-from smollm.model.throughput import flops_per_token, parameter_count
+from smollm.model.throughput import flops_per_token, moment_count, parameter_count
 from smollm.state.files import file_stats
 from smollm.state.workspace import Workspace
 
@@ -168,14 +168,9 @@ def check_vocabulary(tokens: int, model: ModelConfig) -> None:
 
 
 def checkpoint_bytes(model: ModelConfig, training: TrainingConfig) -> int:
-    """Size of a checkpoint in float32: weights, two moments of each (one of Muon's matrices), and the average."""
-    parameters = parameter_count(model)
-    outside = replace(model, num_hidden_layers=0)
-    norms = 2 * model.num_hidden_layers * model.hidden_size
-    is_muon = training.optimizer.kind is OptimizerKind.MUON
-    hidden = parameters - parameter_count(outside) - norms if is_muon else 0
-    averages = 0 if training.ema_decay is None else parameters
-    return 4 * (3 * parameters - hidden + averages)
+    """Size of a checkpoint in float32: weights, moments and, where the stage keeps one, the weights' average."""
+    copies = 1 if training.ema_decay is None else 2
+    return 4 * (copies * parameter_count(model) + moment_count(model, training.optimizer.kind))
 
 
 def _step_flops(model: ModelConfig, training: TrainingConfig) -> float:

@@ -2,16 +2,18 @@
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from smollm.config.fields import Auto
+from smollm.config.training import OptimizerKind
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.errors import TrainingError
 from smollm.model.llama import LlamaForCausalLM
+from smollm.model.throughput import moment_count, parameter_count
 from smollm.tracking import announce
 from smollm.training.batches import Batches
 
@@ -106,9 +108,10 @@ class MicroBatchSearch:
         except torch.OutOfMemoryError:
             return math.inf
         activations = first + (second - first - block) * (model.config.num_hidden_layers - 1)
-        # sharded: weights, gradients, two moments and perhaps the average; gathered: weights of two blocks and of the
+        # sharded: weights, gradients, moments and perhaps the average; gathered: weights of two blocks and of the
         # head, gradients of two blocks, or of all of them while there are several micro-batches
-        sharded, gathered = (4 + self.averages) * everything / self.group.size, shallow + block
+        kept = (2 + self.averages) * everything + 4 * _update_values(model)
+        sharded, gathered = kept / self.group.size, shallow + block
         return sharded + gathered + (everything if size < self.share else block) + activations
 
     def _growth(self, model: LlamaForCausalLM, size: int) -> int:
@@ -125,16 +128,17 @@ class MicroBatchSearch:
             shallow = LlamaForCausalLM(replace(model.config, num_hidden_layers=layers), model.execution)
         return shallow.to(self.hardware.device)
 
-    def _reserve(self, model: LlamaForCausalLM, size: int) -> list[torch.Tensor]:
+    def _reserve(self, model: LlamaForCausalLM, size: int) -> torch.Tensor | None:
         """Reserve the GPU memory that training needs besides a micro-batch of `size` sequences and its gradient."""
         if self.hardware.device.type != "cuda":
-            return []
-        # AdamW's two moments, and the accumulated gradient, or the one that is being averaged
-        copies = 3 if size < self.share or self.group.size > 1 else 2
-        return [torch.empty_like(weight) for weight in model.parameters() for _ in range(copies + self.averages)]
+            return None
+        # the average, and the accumulated gradient or the one that is being averaged over the group
+        copies = self.averages + (size < self.share or self.group.size > 1)
+        values = _update_values(model) + copies * parameter_count(model.config)
+        return torch.empty(values, device=self.hardware.device)
 
-    def _try(self, model: LlamaForCausalLM, size: int, _beside: Sequence[torch.Tensor] = ()) -> None:
-        """Compute the gradient of `size` sequences, while other tensors are in memory."""
+    def _try(self, model: LlamaForCausalLM, size: int, _reserved: torch.Tensor | None = None) -> None:
+        """Compute the gradient of `size` sequences, while `_reserved` is in memory."""
         try:
             inputs, targets = (torch.from_numpy(ids[:size].copy()).to(self.hardware.device) for ids in self.batches(1))
             _validation = _reserve_validation(model, inputs, targets, self.hardware)
@@ -157,6 +161,14 @@ class MicroBatchSearch:
         else:
             return False
         return True
+
+
+def _update_values(model: LlamaForCausalLM) -> int:
+    """Number of float32 values that the optimizer needs besides weights and gradients, with either kind.
+
+    AdamW keeps so many moments; Muon keeps fewer, and needs the rest for the update while it computes it.
+    """
+    return moment_count(model.config, OptimizerKind.ADAMW)
 
 
 def candidates(sequences: int, length: int, most_tokens: int) -> list[int]:
