@@ -16,7 +16,7 @@ from smollm.device.hardware import Hardware
 from smollm.errors import Interrupted
 from smollm.model.llama import LlamaForCausalLM
 from smollm.tracking.console import ProgressBar
-from smollm.training.best import Best, best_after
+from smollm.training.best import BestValidation, best_after
 from smollm.training.checkpoint import Checkpoint, verify
 from smollm.training.checkpoint_store import CheckpointStore
 from smollm.training.evaluate import Evaluator, Validation
@@ -75,14 +75,14 @@ def test_the_best_is_the_lowest_and_of_equal_ones_the_first() -> None:
     history = []
     for step, bits_per_byte in TURNING.items():
         best = best_after(best, step, bits_per_byte)
-        history.append((best.step, best.since))
+        history.append((best.step, best.validations_since))
     assert history == [(0, 0), (4, 0), (8, 0), (8, 1), (8, 2), (8, 3), (8, 4), (8, 5)]
 
 
 def test_the_best_state_is_kept_beside_the_newest_ones(trainers: TrainerFactory, tmp_path: Path) -> None:
     trainer = train(trainers(tmp_path, LONG))
     assert kept(trainer) == [8, 25, 28]
-    assert newest(trainer.store).state.best == Best(8, 2.0, since=5)
+    assert newest(trainer.store).state.best == BestValidation(8, 2.0, validations_since=5)
     assert recorded(trainer, "sample") == [4, 6, 8, 12, 18, 24, 28]
     last = [r.values for r in trainer.journal.records() if r.kind == "validation"][-1]
     assert (last["best_step"], last["best_bits_per_byte"]) == (8, 2.0)
@@ -170,7 +170,7 @@ def test_a_damaged_newest_one_goes_back_to_one_that_still_has_its_best(
     lines: list[str] = []
     checkpoint = trainer.store.newest(lines.append)
     assert checkpoint is not None
-    assert (checkpoint.state.step, checkpoint.state.best) == (25, Best(24, improving[24]))
+    assert (checkpoint.state.step, checkpoint.state.best) == (25, BestValidation(24, improving[24]))
     assert len(lines) == 1
 
 
@@ -202,7 +202,7 @@ def test_a_stage_that_goes_on_from_another_keeps_its_start_and_its_own_step_axis
     assert recorded(trainer, "step") == [29, 33, 38, 40]
     assert kept(trainer) == [28, 38, 40]
     start = trainer.store.directory_of(28)
-    assert verify(start).best == Best(28, 1.0)
+    assert verify(start).best == BestValidation(28, 1.0)
 
 
 def test_the_user_is_told_once_that_validation_gets_no_better(trainers: TrainerFactory, tmp_path: Path) -> None:

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best validation, and how many followed it."""
+class BestValidation:
+    """The best validation of a stage so far."""
 
     step: int
     bits_per_byte: float
-    since: int = 0
-    """Number of validations after it; none was better."""
+    validations_since: int = 0
+    """How many validations came after it, none of them better."""
 
 
-def best_after(best: Best | None, step: int, bits_per_byte: float) -> Best:
-    """The best after one more validation; of equal ones the earlier."""
+def best_after(best: BestValidation | None, step: int, bits_per_byte: float) -> BestValidation:
+    """The best after one more validation, at `step`; of equal ones the earlier."""
     if best is None or bits_per_byte < best.bits_per_byte:
-        return Best(step, bits_per_byte)
-    return Best(best.step, best.bits_per_byte, best.since + 1)
+        return BestValidation(step, bits_per_byte)
+    return BestValidation(best.step, best.bits_per_byte, best.validations_since + 1)

@@ -27,9 +27,9 @@ from torch import Tensor
 from smollm.device.group import Group
 from smollm.errors import CheckpointError
 from smollm.state.files import apply_umask, disk_errors, file_digest, sync, sync_directory, write_json
-from smollm.training.best import Best
+from smollm.training.best import BestValidation
 
-FORMAT = 2
+FORMAT = 3
 LAST, BEST = "last", "best"
 """Folders of a finished stage's two checkpoints."""
 
@@ -50,12 +50,14 @@ class TrainerState:
     """fp16's loss scale, None in other precisions."""
     clean_steps: int
     """Steps since fp16's loss scale last changed."""
-    best: Best | None = None
+    best: BestValidation | None = None
     """The best validation up to this step."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """The full state of a training stage after a step."""
+
     state: TrainerState
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
@@ -154,11 +156,11 @@ def _read_state(directory: Path) -> tuple[TrainerState, dict[str, str]]:
     return TrainerState(**{**content, "best": _best(content)}), {name: digests[name] for name in digests}
 
 
-def _best(content: dict[str, Any]) -> Best | None:
-    return None if content["best"] is None else Best(**content["best"])
+def _best(content: dict[str, Any]) -> BestValidation | None:
+    return None if content["best"] is None else BestValidation(**content["best"])
 
 
-def read_best(directory: Path) -> Best | None:
+def read_best(directory: Path) -> BestValidation | None:
     """The best validation so far according to the checkpoint in `directory`, whose tensors are not verified.
 
     Raises:

@@ -1,6 +1,7 @@
 """The outputs of a finished training stage, written from its live state."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from smollm.config.tracking import TrackingConfig
 from smollm.config.training import Export, Start
@@ -38,34 +39,47 @@ class Publisher:
         Raises:
             CheckpointError: its last checkpoint is damaged; the next start continues from the one before.
         """
-        directory, stage = run.workspace.directory, self.settings.stage
         store = CheckpointStore(run.state.directory / "checkpoints", 1, run.state.fingerprint)
         last = self._last(run, store)
         best = _best(last, store)
         exported = best if self.settings.training.export is Export.BEST else last
         for name, checkpoint in ((LAST, last), (BEST, best)):
-            replace_directory(store.directory_of(checkpoint.state.step), directory / "checkpoints" / stage / name)
-        manifest = read_manifest(token_directory(directory, stage))
-        tokenizer = open_tokenizer(directory / "data/tokenizer/tokenizer.json")
-        model = directory / "models" / stage
-        export.write_model(model, self.settings.model, exported.exported, tokenizer, int(manifest["end_of_text_id"]))
-        metrics = report.training_metrics(run.state.journal.records(), best.state.step, exported.state.step)
-        metrics |= {
-            "parameters": parameter_count(self.settings.model),
-            "tokens": (metrics["step"] - metrics["initial_step"]) * self.settings.training.tokens_per_step,
-            "corpus": str(manifest["documents_sha256"])[:16],
-        }
+            target = run.workspace.directory / "checkpoints" / self.settings.stage / name
+            replace_directory(store.directory_of(checkpoint.state.step), target)
+        manifest = read_manifest(token_directory(run.workspace.directory, self.settings.stage))
+        self._export_model(run, exported, int(manifest["end_of_text_id"]))
+        metrics = self._metrics(run, best.state.step, exported.state.step, str(manifest["documents_sha256"])[:16])
         self._compare_with_start(run, metrics)
-        records = run.state.journal.records()
-        report.write_training(run.reports, f"{stage}: loss", records, metrics)
-        run.facts |= report.speed_metrics(records)
-        run.facts["device"] = next(r.values["device_name"] for r in reversed(records) if r.kind == HARDWARE)
-        run.artifacts |= {name: run.reports / name for name in _ARTIFACTS}
+        self._write_reports(run, metrics)
+
+    def _export_model(self, run: StageRun, exported: Checkpoint, end_of_text_id: int) -> None:
+        """Write models/<stage>, and have MLflow register and store it as the settings say."""
+        directory = run.workspace.directory
+        model = directory / "models" / self.settings.stage
+        tokenizer = open_tokenizer(directory / "data/tokenizer/tokenizer.json")
+        export.write_model(model, self.settings.model, exported.exported, tokenizer, end_of_text_id)
         if self.is_final:
             run.registered_model = self.tracking.registered_model
         if self.tracking.store_weights:
             run.artifacts |= {f"model/{file.name}": file for file in model.iterdir()}
-        say(summary.training(stage, metrics, run.facts, _sample(records, exported.state.step)))
+
+    def _metrics(self, run: StageRun, best_step: int, exported_step: int, corpus: str) -> dict[str, Any]:
+        """What metrics.json holds."""
+        metrics = report.training_metrics(run.state.journal.records(), best_step, exported_step)
+        return metrics | {
+            "parameters": parameter_count(self.settings.model),
+            "tokens": (metrics["step"] - metrics["initial_step"]) * self.settings.training.tokens_per_step,
+            "corpus": corpus,
+        }
+
+    def _write_reports(self, run: StageRun, metrics: dict[str, Any]) -> None:
+        """Write reports/<stage>, note what MLflow gets of it, and print the summary."""
+        stage, records = self.settings.stage, run.state.journal.records()
+        report.write_training(run.reports, f"{stage}: loss", records, metrics)
+        run.facts |= report.speed_metrics(records)
+        run.facts["device"] = next(r.values["device_name"] for r in reversed(records) if r.kind == HARDWARE)
+        run.artifacts |= {name: run.reports / name for name in _ARTIFACTS}
+        say(summary.training(stage, metrics, run.facts, _sample(records, metrics["exported_step"])))
 
     def _last(self, run: StageRun, store: CheckpointStore) -> Checkpoint:
         """The checkpoint of the stage's last step."""
@@ -79,7 +93,7 @@ class Publisher:
             )
         return newest
 
-    def _compare_with_start(self, run: StageRun, metrics: dict[str, float]) -> None:
+    def _compare_with_start(self, run: StageRun, metrics: dict[str, Any]) -> None:
         """Log a line if a stage that continues another did not improve on what it started from."""
         start, exported = metrics["initial_bits_per_byte"], metrics["exported_bits_per_byte"]
         if self.settings.training.start is Start.INITIAL:

@@ -1,5 +1,6 @@
-"""How fast a stage trains, all of its restarts included: speed, MFU, goodput."""
+"""How fast a stage trains, all of its restarts included: speed, MFU, goodput; and how the ranks compare."""
 
+from smollm.device.group import Group
 from smollm.device.hardware import Hardware, seconds_since_start
 from smollm.model.throughput import flops_per_token, model_flops_utilization, peak_tflops
 from smollm.state.journal import Record
@@ -61,3 +62,26 @@ class SpeedMeter:
             "lived_seconds": lived,
             "peak_memory_gib": self.hardware.peak_memory_gib(),
         }
+
+
+def rank_values(group: Group, hardware: Hardware, tokens_per_second: float, is_sharded: bool) -> dict[str, float]:
+    """How the ranks' speeds and peak memory differ; every rank of `group` calls it.
+
+    Args:
+        group: the ranks.
+        hardware: of this rank.
+        tokens_per_second: of this rank in validation, which unlike a step waits for no other rank.
+        is_sharded: whether weights are sharded; validation does wait then, so speeds are left out.
+    """
+    everyone = group.all_gather((tokens_per_second, hardware.peak_memory_gib()))
+    speeds, memory = zip(*everyone, strict=True)
+    values = {"least_memory_gib": min(memory), "most_memory_gib": max(memory)}
+    if is_sharded:
+        return values
+    slowest = min(range(group.size), key=lambda rank: speeds[rank])
+    return {
+        "slowest_rank": slowest,
+        "slowest_tokens_per_second": speeds[slowest],
+        "fastest_tokens_per_second": max(speeds),
+        **values,
+    }

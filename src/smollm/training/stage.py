@@ -75,44 +75,33 @@ class TrainingStage:
 
     def _train(self, group: Group, records: Records, run: StageRun | None = None) -> None:
         """Train as one process of `group`; `run` is rank 0's."""
+        machine = self._choose_hardware(group)
+        first_step = group.broadcast(self._steps_before() if group.is_rank_zero else 0)
+        self._announce(records, machine, first_step, group)
+        initial = self._initial_checkpoint(records, first_step) if group.is_rank_zero else None
+        resumed = initial if initial and initial.state.stage == self.settings.stage else None
+        begun = resumed.state.step if resumed else first_step
+        preflight = self._check_preflight(records, machine, self.settings.steps - (begun - first_step), group)
+        trainer = self._build_trainer(records, machine, first_step, group)
+        self._record_hardware(records, trainer.assembly, begun)
+        self._restore(trainer, initial)
+        del initial, resumed  # as large as the model and its moments
+        self._loop(trainer, preflight, run)
+
+    def _choose_hardware(self, group: Group) -> hardware.Hardware:
+        """The hardware of this process, once it is known that the processes of `group` can train this stage together.
+
+        Random numbers are seeded too, before the first one is drawn.
+        """
         settings = self.settings
         check_group(settings, group)
         check_machines(settings, self.workspace, group)
-        self._check_vocabulary()
+        manifest = read_manifest(token_directory(self.workspace.directory, settings.stage))
+        check_vocabulary(manifest["vocab_size"], settings.model)
         seed_everything(settings.seed)
         machine = hardware.choose(settings.runtime, settings.steps)
         check_hardware(settings, machine, group)
-
-        start = self._start() if group.is_rank_zero else None
-        first_step = group.broadcast(self._steps_before() if group.is_rank_zero else 0)
-        self._announce(records, machine, first_step, group)
-        resumed = records.store.newest(lambda line: records.log(line, first_step))
-        done = resumed.state.step - first_step if resumed else 0
-        preflight = self._check_preflight(records, machine, settings.steps - done, group)
-
-        data = TrainingData.open(self.workspace.directory, settings, self.continues)
-        assembly = assemble(settings, data, machine, group, lambda line: records.log(line, first_step))
-        self._record_hardware(records, assembly, first_step + done)
-        trainer = Trainer(settings, data, assembly, records, first_step)
-        state = checkpoint.broadcast(group, resumed or start)
-        if state:
-            trainer.restore(state)
-        if resumed:
-            records.log(announce.resumed(resumed.state.step), resumed.state.step)
-        elif start:
-            records.log(announce.started_from(start.state.stage, start.state.step), first_step)
-        del state, resumed, start  # as large as the model and its moments
-        self._loop(trainer, preflight, run)
-
-    def _check_vocabulary(self) -> None:
-        manifest = read_manifest(token_directory(self.workspace.directory, self.settings.stage))
-        check_vocabulary(manifest["vocab_size"], self.settings.model)
-
-    def _start(self) -> Checkpoint | None:
-        """The checkpoint that this stage starts from."""
-        if self.continues is None:
-            return None
-        return checkpoint.load(self._checkpoints_before() / self.settings.training.start.value)
+        return machine
 
     def _steps_before(self) -> int:
         """Where this stage's steps count from: the last step of the previous stage, even if `start` is its best."""
@@ -121,6 +110,31 @@ class TrainingStage:
     def _checkpoints_before(self) -> Path:
         assert self.continues is not None, "there is a previous stage"
         return self.workspace.directory / "checkpoints" / self.continues
+
+    def _initial_checkpoint(self, records: Records, first_step: int) -> Checkpoint | None:
+        """The newest checkpoint of this stage, else the one of the previous stage that it starts from, if any."""
+        newest = records.store.newest(lambda line: records.log(line, first_step))
+        if newest is not None or self.continues is None:
+            return newest
+        return checkpoint.load(self._checkpoints_before() / self.settings.training.start.value)
+
+    def _build_trainer(self, records: Records, machine: hardware.Hardware, first_step: int, group: Group) -> Trainer:
+        """A trainer of the model with its initial weights."""
+        data = TrainingData.open(self.workspace.directory, self.settings, self.continues)
+        assembly = assemble(self.settings, data, machine, group, lambda line: records.log(line, first_step))
+        return Trainer(self.settings, data, assembly, records, first_step)
+
+    def _restore(self, trainer: Trainer, initial: Checkpoint | None) -> None:
+        """Give every rank the state of rank 0's `initial`, if it has one."""
+        state = checkpoint.broadcast(trainer.group, initial)
+        if state is not None:
+            trainer.restore(state)
+        if initial is None:
+            return
+        line = announce.started_from(initial.state.stage, initial.state.step)
+        if initial.state.stage == self.settings.stage:
+            line = announce.resumed(initial.state.step)
+        trainer.records.log(line, trainer.step)
 
     def _check_preflight(self, records: Records, machine: hardware.Hardware, steps: int, group: Group) -> Preflight:
         """Refuse `steps` steps that take too long, or whose checkpoints take more than the disk has."""
@@ -150,15 +164,18 @@ class TrainingStage:
                 trainer.run(stop, progress, on_pace)
             except NonFinite as error:
                 if run is not None:
-                    path, data = _failure_report(run), trainer.data
-                    tokens = token_directory(self.workspace.directory, settings.stage)
-                    failure.write(path, error.values, data.batches, tokens, data.tokenizer)
-                    run.artifacts["failure.json"] = path
+                    self._report_failure(run, trainer.data, error)
                 raise
         if run is not None:
             # the last point of a curve says little about the speed of the whole run
             median = report.speed_metrics(trainer.journal.records())["tokens_per_second"]
             trainer.journal.append("result", trainer.step, **{"speed/median_tokens_per_second": median})
+
+    def _report_failure(self, run: StageRun, data: TrainingData, error: NonFinite) -> None:
+        """Write the report on a step with a non-finite loss or gradient."""
+        tokens = token_directory(self.workspace.directory, self.settings.stage)
+        run.artifacts["failure.json"] = _failure_report(run)
+        failure.write(_failure_report(run), error.values, data.batches, tokens, data.tokenizer)
 
     def _announce(self, records: Records, machine: hardware.Hardware, first_step: int, group: Group) -> None:
         model, training = self.settings.model, self.settings.training
@@ -225,5 +242,5 @@ class TrainingStage:
 
 
 def _failure_report(run: StageRun) -> Path:
-    """The report on a step with a non-finite loss or gradient."""
+    """Where the report on a step with a non-finite loss or gradient is."""
     return run.reports / "failure.json"

@@ -21,7 +21,7 @@ from smollm.tracking.console import ProgressBar
 from smollm.training.assembly import Assembly
 from smollm.training.average import WeightAverage
 from smollm.training.batches import BatchReader
-from smollm.training.best import Best, best_after
+from smollm.training.best import BestValidation, best_after
 from smollm.training.checkpoint import Checkpoint, TrainerState
 from smollm.training.data import TrainingData
 from smollm.training.evaluate import Evaluator
@@ -31,7 +31,7 @@ from smollm.training.micro_batch import too_large
 from smollm.training.records import Records
 from smollm.training.schedule import learning_rate
 from smollm.training.settings import Settings
-from smollm.training.speed import SpeedMeter
+from smollm.training.speed import SpeedMeter, rank_values
 from smollm.training.step import Step
 from smollm.training.stop import StopSignal
 
@@ -69,7 +69,7 @@ class Trainer:
             None if data.pretrain_held_out is None else Evaluator(data.pretrain_held_out, sizes, assembly)
         )
         self._speed = SpeedMeter(settings, self.hardware, self.group.size, self.journal.records())
-        self.best: Best | None = None
+        self.best: BestValidation | None = None
         self.done = 0
         """Steps done in this stage."""
         self._resumes = False
@@ -121,52 +121,80 @@ class Trainer:
         """
         training = self.settings.training
         if not self._resumes:
-            self._validate()
-            if self.step > 0:  # the previous stage's state may turn out to be the best of this one
-                self._sample()
-                self._save()
+            self._assess_start()
         while not self._has_ended():
-            began = time.perf_counter()
-            rate = learning_rate(self.done + 1, self.settings.steps, training.optimizer.lr, training.schedule)
-            try:
-                loss, norm = self.take_step(rate)
-            except torch.OutOfMemoryError as error:
-                raise too_large(self.hardware, self.assembly.micro_batch, training.sequence_length) from error
-            self.done += 1
-            pace = self._speed.add(time.perf_counter() - began)
-            if pace is not None:
-                on_pace(pace)
-            if self.done == self.settings.steps or self.done % training.validate_every_steps == 0:
+            values = self._take_timed_step(on_pace)
+            if self._has_all_steps() or self._is_due(training.validate_every_steps):
                 self._validate()
-            is_last, is_best = self._has_ended(), self.best is not None and self.best.step == self.step
-            if self.done == 1 or is_last or self.done % training.log_every_steps == 0:
-                self._record_step(progress, loss, norm, rate)
-            if is_last or is_best or self.done % training.sample_every_steps == 0:
+            must_keep = self._has_ended() or self._is_best()
+            if self.done == 1 or self._has_ended() or self._is_due(training.log_every_steps):
+                self._record_step(values, progress)
+            if must_keep or self._is_due(training.sample_every_steps):
                 self._sample()
-            stopped = self.group.all_reduce(stop.received or 0, max)
-            if is_last or is_best or stopped or self.done % self.settings.runtime.checkpoint_every_steps == 0:
+            signal = self.group.all_reduce(stop.received or 0, max)
+            if must_keep or signal or self._is_due(self.settings.runtime.checkpoint_every_steps):
                 self._save()
-            self.store.check()
-            if is_last or stopped:
-                self.store.wait()
-            if stopped and not is_last:
-                raise Interrupted(stopped, self.step)
-        self.journal.append(END, self.step, reason="steps" if self.done == self.settings.steps else "patience")
-        if self.done < self.settings.steps and self.best is not None:
-            self.records.log(announce.stopped_early(self.settings.stage, self.best.since, self.best.step), self.step)
+            self._check_writes(wait=self._has_ended() or signal != 0)
+            if signal and not self._has_ended():
+                raise Interrupted(signal, self.step)
+        self._record_end()
 
-    def _record_step(self, progress: ProgressBar, loss: float, norm: float, rate: float) -> None:
-        self.journal.append("step", self.step, train_loss=loss, gradient_norm=norm, learning_rate=rate)
-        speed = self._speed.record()
-        self.journal.append("speed", self.step, **speed)
-        shown = {"loss": f"{loss:.3f}", "tokens/s": f"{speed['tokens_per_second']:,.0f}"}
-        progress.update(self.done - progress.done, **shown)
+    def _assess_start(self) -> None:
+        """Validate the weights that the stage starts from; keep those of a previous stage, which may stay the best."""
+        self._validate()
+        if self.step > 0:
+            self._sample()
+            self._save()
+
+    def _has_all_steps(self) -> bool:
+        return self.done == self.settings.steps
 
     def _has_ended(self) -> bool:
         """Whether the last step is done, or `patience` validations in a row brought no new best."""
+        since_best = self.best.validations_since if self.best else 0
+        return self._has_all_steps() or since_best >= (self.settings.training.patience or math.inf)
+
+    def _is_best(self) -> bool:
+        """Whether the newest validation is the best so far, and of this step."""
+        return self.best is not None and self.best.step == self.step
+
+    def _is_due(self, every_steps: int) -> bool:
+        return self.done % every_steps == 0
+
+    def _take_timed_step(self, on_pace: Callable[[float], None]) -> dict[str, float]:
+        """Take the next step at its learning rate, and count its seconds; return what is recorded of it."""
         training = self.settings.training
-        since = self.best.since if self.best else 0
-        return self.done == self.settings.steps or since >= (training.patience or math.inf)
+        began = time.perf_counter()
+        rate = learning_rate(self.done + 1, self.settings.steps, training.optimizer.lr, training.schedule)
+        try:
+            loss, norm = self.take_step(rate)
+        except torch.OutOfMemoryError as error:
+            raise too_large(self.hardware, self.assembly.micro_batch, training.sequence_length) from error
+        self.done += 1
+        pace = self._speed.add(time.perf_counter() - began)
+        if pace is not None:
+            on_pace(pace)
+        return {"train_loss": loss, "gradient_norm": norm, "learning_rate": rate}
+
+    def _check_writes(self, wait: bool) -> None:
+        """Raise what went wrong with writing a checkpoint; with `wait` not before the write has ended."""
+        if wait:
+            self.store.wait()
+        else:
+            self.store.check()
+
+    def _record_end(self) -> None:
+        self.journal.append(END, self.step, reason="steps" if self._has_all_steps() else "patience")
+        if self.best is not None and not self._has_all_steps():
+            line = announce.stopped_early(self.settings.stage, self.best.validations_since, self.best.step)
+            self.records.log(line, self.step)
+
+    def _record_step(self, values: dict[str, float], progress: ProgressBar) -> None:
+        self.journal.append("step", self.step, **values)
+        speed = self._speed.record()
+        self.journal.append("speed", self.step, **speed)
+        shown = {"loss": f"{values['train_loss']:.3f}", "tokens/s": f"{speed['tokens_per_second']:,.0f}"}
+        progress.update(self.done - progress.done, **shown)
 
     def take_step(self, rate: float) -> tuple[float, float]:
         """Take one optimizer step on the next batch; return its loss and the gradient's norm before clipping.
@@ -217,13 +245,15 @@ class Trainer:
             if self._pretrain_evaluator is not None:
                 other = self._pretrain_evaluator(self.model)
                 pretrain_values = {"pretrain_loss": other.loss, "pretrain_bits_per_byte": other.bits_per_byte}
-        self._record_ranks(result.tokens_per_second)
+        if self.group.size > 1:
+            values = rank_values(self.group, self.hardware, result.tokens_per_second, self.model.execution.sharded)
+            self.journal.append("ranks", self.step, **values)
         if not math.isfinite(result.loss):
             raise self._non_finite(
                 self.step, f"the validation loss must be finite, got {result.loss} after step {self.step}"
             )
         self.best = best = best_after(self.best, self.step, result.bits_per_byte)
-        if best.since == _STALLED_AFTER:
+        if best.validations_since == _STALLED_AFTER:
             line = announce.validation_stalled(_STALLED_AFTER, best.step, best.bits_per_byte, result.bits_per_byte)
             self.records.log(line, self.step)
         self.journal.append(
@@ -234,29 +264,6 @@ class Trainer:
             best_bits_per_byte=best.bits_per_byte,
             best_step=best.step,
             **pretrain_values,
-        )
-
-    def _record_ranks(self, tokens_per_second: float) -> None:
-        """Journal the ranks' speeds during validation, which unlike a step waits for no other rank, and their memory.
-
-        With sharded weights validation does wait, so speeds are left out.
-        """
-        if self.group.size == 1:
-            return
-        everyone = self.group.all_gather((tokens_per_second, self.hardware.peak_memory_gib()))
-        speeds, memory = ([values[index] for values in everyone] for index in (0, 1))
-        slowest = min(range(self.group.size), key=lambda rank: speeds[rank])
-        rank_speeds = {
-            "slowest_rank": slowest,
-            "slowest_tokens_per_second": speeds[slowest],
-            "fastest_tokens_per_second": max(speeds),
-        }
-        self.journal.append(
-            "ranks",
-            self.step,
-            **({} if self.model.execution.sharded else rank_speeds),
-            least_memory_gib=min(memory),
-            most_memory_gib=max(memory),
         )
 
     def _sample(self) -> None:
