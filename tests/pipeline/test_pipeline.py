@@ -192,6 +192,11 @@ def test_metrics_and_plots_are_dvcs(finished: Clone) -> None:
     assert "bits_per_byte" in finished.dvc("metrics", "show", "--md").stdout
     finished.dvc("plots", "show", "--out", str(finished.directory.parent / "plots"))
     assert "train_loss" in (finished.directory.parent / "plots" / "index.html").read_text()
+    charts = json.loads(finished.dvc("plots", "show", "--json").stdout)["data"]
+    for name in ("training loss", "held-out text", "speed"):  # both stages in one chart
+        (chart,) = charts[name]
+        files = {point["filename"] for point in chart["content"]["data"]["values"]}
+        assert {file.split("/")[0] for file in files} == {"pretrain", "finetune"}
 
 
 def test_a_clone_next_door_pulls_what_was_pushed(finished: Clone) -> None:

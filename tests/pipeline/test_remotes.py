@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from dvc.api import DVCFileSystem, artifacts_show
 from support.clone import Clone
 
 pytestmark = pytest.mark.slow
@@ -282,3 +283,29 @@ def digests(clone: Clone) -> set[str]:
     (folder,) = (dep["md5"] for dep in lock if dep["path"] == "data/raw")
     assert store.get_run(run_id).data.tags["dvc.dep.data/raw"] == folder
     return {digest, folder}
+
+
+def test_another_repository_gets_the_model_by_its_name_and_version(finished: Clone, tmp_path: Path) -> None:
+    finished.dvc("push")
+    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    for tag in ("smollm@v1.0.0", "smollm#production#1"):  # as GTO writes them
+        finished.run("git", *identity, "tag", "-a", tag, "-m", "a version")
+    other = Clone(tmp_path)
+    other.run("git", "init", "-q")
+    model = (finished.directory / "models" / "finetune" / "model.safetensors").read_bytes()
+    remote = ("--remote-config", f"url={finished.directory.parent / 'smollm-dvc-remote'}")
+    for number, arguments in enumerate(
+        (
+            (str(finished.directory),),
+            (str(finished.directory), "--rev", "v1.0.0"),
+            (f"file://{finished.directory}", "--stage", "production", *remote),
+        )
+    ):
+        other.dvc("artifacts", "get", arguments[0], "smollm", *arguments[1:], "-o", f"model{number}")
+        assert (other.directory / f"model{number}" / "model.safetensors").read_bytes() == model
+    for wanted in ({"version": "v1.0.0"}, {"stage": "production"}):
+        found = artifacts_show("smollm", repo=str(finished.directory), **wanted)
+        fetched = DVCFileSystem(str(finished.directory), rev=found["rev"]).read_bytes(
+            f"{found['path']}/model.safetensors"
+        )
+        assert fetched == model
