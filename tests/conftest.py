@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries that read it
 
@@ -20,6 +21,9 @@ from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.corpus import tokenizer as tokenizers_here
 from smollm.device.hardware import Hardware
+
+if TYPE_CHECKING:
+    from support.trainers import TrainerFactory
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -51,6 +55,14 @@ def tokenizer() -> Tokenizer:
     """Byte-level BPE of 275 tokens: 256 bytes, end-of-text (id 0) and a few merges."""
     documents = ["the cat sat on the mat, and the dog sat on the cat\n", "the end of the mat: 10 cats and 20 dogs\n"]
     return tokenizers_here.check(tokenizers_here.train(documents, 275, END_OF_TEXT), END_OF_TEXT, "tokenizer")
+
+
+@pytest.fixture
+def trainers(model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware) -> "TrainerFactory":
+    """Builds trainers of the tiny model on the CPU."""
+    from support.trainers import TrainerFactory  # imports all of training
+
+    return TrainerFactory(model_config, tokenizer, cpu)
 
 
 @pytest.fixture

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 from support.trainers import TRAINING, TrainerFactory, recorded, run
-from tokenizers import Tokenizer
 
-from smollm.config.model import ModelConfig
 from smollm.config.training import TrainingConfig
-from smollm.device.hardware import Hardware
 from smollm.errors import Interrupted
 from smollm.model.llama import LlamaForCausalLM
 from smollm.tracking.console import ProgressBar
@@ -27,11 +24,6 @@ TURNING = {0: 5.0, 4: 3.0, 8: 2.0, 12: 2.0, 16: 2.5, 20: 2.6, 24: 2.7, 28: 2.8}
 """Bits per byte by step: best at step 8, and as good once more."""
 
 LONG = replace(TRAINING, steps=28)
-
-
-@pytest.fixture
-def trainers(model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware) -> TrainerFactory:
-    return TrainerFactory(model_config, tokenizer, cpu)
 
 
 @contextmanager
