@@ -159,7 +159,7 @@ def _check_training(name: str, config: Config, problems: Problems) -> None:
 
 def check_warmup(stage: str, training: TrainingConfig, steps: int, problems: Problems) -> None:
     """Add a problem where the warm-up of a stage of `steps` steps runs into its decay."""
-    most = training.most_warmup_steps(steps)
+    most = training.max_warmup_steps(steps)
     if training.schedule.warmup_steps > most:
         problems.add(
             f"{stage}.schedule.warmup_steps",

@@ -110,6 +110,6 @@ class TrainingConfig:
         """How many steps read a text of `tokens` tokens `epochs` times."""
         return max(1, round(epochs * tokens / self.tokens_per_step))
 
-    def most_warmup_steps(self, steps: int) -> int:
+    def max_warmup_steps(self, steps: int) -> int:
         """The steps of `steps` that are left before the decay."""
         return steps - round(self.schedule.decay_fraction * steps)

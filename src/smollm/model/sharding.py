@@ -56,10 +56,10 @@ def load_weights(model: LlamaForCausalLM, weights: dict[str, Tensor]) -> None:
     """Overwrite the weights of `model` with `weights`, by name, which every process holds in full."""
     with torch.no_grad():
         for name, parameter in model.weights().items():
-            parameter.copy_(place(weights[name], parameter))
+            parameter.copy_(place_like(weights[name], parameter))
 
 
-def place(value: Tensor, parameter: Tensor) -> Tensor:
+def place_like(value: Tensor, parameter: Tensor) -> Tensor:
     """A copy of `value`, which every process holds in full, on the device of `parameter` and sharded like it."""
     value = value.to(parameter.device, copy=True)
     if not is_sharded(parameter) or value.ndim == 0:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from smollm.model.llama import LlamaForCausalLM
-from smollm.model.sharding import local_parts, place
+from smollm.model.sharding import local_parts, place_like
 
 
 class WeightAverage:
@@ -48,7 +48,7 @@ class WeightAverage:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Overwrite the average with what `state()` returned, unsharded."""
         weights = self._model.weights()
-        self._average = {name: place(state[name], weight) for name, weight in weights.items()}
+        self._average = {name: place_like(state[name], weight) for name, weight in weights.items()}
 
     @torch.no_grad()
     def _exchange(self) -> None:

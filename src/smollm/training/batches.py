@@ -102,21 +102,21 @@ class BatchReader:
             self._prefetched = step, self.read(step)
 
 
-def validation_windows(tokens: Tokens, length: int, most: int, stage: str, reader: str | None = None) -> Ids:
-    """Consecutive windows (N, T+1) over at most `most` held-out tokens (one window at least).
+def validation_windows(tokens: Tokens, length: int, max_tokens: int, stage: str, validated: str | None = None) -> Ids:
+    """Consecutive windows (N, T+1) over at most `max_tokens` held-out tokens (one window at least).
 
     Args:
         stage: the stage whose text it is.
-        reader: the stage that is validated on it, if another.
+        validated: the stage that is validated on it, if another.
 
     Raises:
         CorpusError: not one window fits.
     """
-    windows = min((len(tokens) - 1) // length, max(1, most // length))
+    windows = min((len(tokens) - 1) // length, max(1, max_tokens // length))
     if windows < 1:
         raise CorpusError(
             f"data/tokens/{stage}/validation.bin: must hold a sequence of {length + 1} tokens, got {len(tokens)}; "
-            f"add text, raise corpus.validation_fraction or lower {reader or stage}.sequence_length"
+            f"add text, raise corpus.validation_fraction or lower {validated or stage}.sequence_length"
         )
     starts = np.arange(windows)[:, None] * length
     return tokens[starts + np.arange(length + 1)].astype(np.int64)

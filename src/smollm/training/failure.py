@@ -16,7 +16,7 @@ from smollm.state.tokens import TRAIN, documents_of
 from smollm.training.batches import Batches
 
 
-def sequences_alone(model: LlamaForCausalLM, batches: Batches, step: int, hardware: Hardware) -> list[dict[str, Any]]:
+def measure_sequences(model: LlamaForCausalLM, batches: Batches, step: int, hardware: Hardware) -> list[dict[str, Any]]:
     """For each sequence of the stage's step `step` alone: loss, gradient norm, and its position in the token stream.
 
     Leaves no gradient behind. Not compiled: one sequence is another shape.

@@ -37,7 +37,7 @@ class LossScale:
         if self.is_used and value is not None:
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": value, "_growth_tracker": clean_steps})
 
-    def note(self, step: int, has_overflowed: bool) -> None:
+    def record(self, step: int, has_overflowed: bool) -> None:
         """Journal the step if it is skipped because its gradient overflowed.
 
         Raises:

@@ -26,17 +26,17 @@ class MicroBatchSearch:
     """Tries micro-batch sizes on sequences of the stage."""
 
     batches: Batches
-    wanted: Auto | int
+    setting: Auto | int
     """runtime.micro_batch_size."""
     hardware: Hardware
     warn: Callable[[str], None]
     """Called with a line about each optimization that fails and is left out."""
     group: Group
-    averages: bool = False
+    keeps_average: bool = False
     """Whether an average of the weights is in memory as well."""
 
     @property
-    def share(self) -> int:
+    def local_sequences(self) -> int:
         """Sequences of a step that each process computes."""
         return self.batches.sequences // self.group.size
 
@@ -46,10 +46,9 @@ class MicroBatchSearch:
         If the kernels or the compiler fail, `model` falls back to a slower execution, with a warning.
 
         Raises:
-            TrainingError: not even the smallest, or the wanted one, fits into memory.
+            TrainingError: not even the smallest, or the one that is set, fits into memory.
         """
-        most = _MAX_TOKENS[self.hardware.device.type]
-        sizes = candidates(self.share, self.batches.length, most) if isinstance(self.wanted, Auto) else [self.wanted]
+        sizes = [self.setting] if not isinstance(self.setting, Auto) else self._candidates()
         waiting = list(sizes)
         while waiting:
             try:
@@ -65,7 +64,10 @@ class MicroBatchSearch:
             gc.collect()
             if self.hardware.device.type == "cuda":
                 torch.cuda.empty_cache()
-        raise too_large(self.hardware, sizes[-1], self.batches.length)
+        raise out_of_memory(self.hardware, sizes[-1], self.batches.length)
+
+    def _candidates(self) -> list[int]:
+        return candidates(self.local_sequences, self.batches.length, _MAX_TOKENS[self.hardware.device.type])
 
     def run_sharded(self, model: LlamaForCausalLM) -> int:
         """As `run`, for a model that is about to be sharded over the group.
@@ -74,7 +76,7 @@ class MicroBatchSearch:
         extrapolated from models of one and of two blocks.
 
         Raises:
-            TrainingError: not even the smallest, or the wanted one, fits into memory.
+            TrainingError: not even the smallest, or the one that is set, fits into memory.
         """
         one_block, two_blocks = (self._shallow(model, layers) for layers in (1, 2))
         most = self.run(one_block)
@@ -84,7 +86,7 @@ class MicroBatchSearch:
             return most
         most = self.group.all_reduce(most, min)
         sizes = candidates(most, self.batches.length, most * self.batches.length)
-        if not isinstance(self.wanted, Auto):
+        if not isinstance(self.setting, Auto):
             sizes = [most]
         gc.collect()
         torch.cuda.empty_cache()
@@ -93,7 +95,7 @@ class MicroBatchSearch:
             fits = self._sharded_bytes(model, one_block, two_blocks, size) <= free
             if self.group.all_reduce(int(fits), min):
                 return size
-        raise too_large(self.hardware, sizes[-1], self.batches.length)
+        raise out_of_memory(self.hardware, sizes[-1], self.batches.length)
 
     def _sharded_bytes(
         self, model: LlamaForCausalLM, one_block: LlamaForCausalLM, two_blocks: LlamaForCausalLM, size: int
@@ -110,9 +112,9 @@ class MicroBatchSearch:
         activations = first + (second - first - block) * (model.config.num_hidden_layers - 1)
         # sharded: weights, gradients, moments and perhaps the average; gathered: weights of two blocks and of the
         # head, gradients of two blocks, or of all of them while there are several micro-batches
-        kept = (2 + self.averages) * everything + 4 * _update_values(model)
+        kept = (2 + self.keeps_average) * everything + 4 * _update_values(model)
         sharded, gathered = kept / self.group.size, shallow + block
-        return sharded + gathered + (everything if size < self.share else block) + activations
+        return sharded + gathered + (everything if size < self.local_sequences else block) + activations
 
     def _growth(self, model: LlamaForCausalLM, size: int) -> int:
         """Bytes that a backward pass needs besides the weights: gradients and activations."""
@@ -133,7 +135,7 @@ class MicroBatchSearch:
         if self.hardware.device.type != "cuda":
             return None
         # the average, and the accumulated gradient or the one that is being averaged over the group
-        copies = self.averages + (size < self.share or self.group.size > 1)
+        copies = self.keeps_average + (size < self.local_sequences or self.group.size > 1)
         values = _update_values(model) + copies * parameter_count(model.config)
         return torch.empty(values, device=self.hardware.device)
 
@@ -177,7 +179,7 @@ def candidates(sequences: int, length: int, most_tokens: int) -> list[int]:
     return [n for n in divisors if n * length <= most_tokens] or [1]
 
 
-def too_large(hardware: Hardware, size: int, length: int) -> TrainingError:
+def out_of_memory(hardware: Hardware, size: int, length: int) -> TrainingError:
     """The error for `size` sequences of `length` tokens that do not fit into memory."""
     return TrainingError(
         f"params.yaml: runtime.micro_batch_size must fit the memory of {hardware.name}, got {size} sequences of "

@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 from smollm.config.training import OptimizerConfig, OptimizerKind
 from smollm.device.group import Group
 from smollm.errors import CheckpointError
-from smollm.model.sharding import is_sharded, local_parts, map_matrices, place
+from smollm.model.sharding import is_sharded, local_parts, map_matrices, place_like
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -44,7 +44,7 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     return x.mT if tall else x
 
 
-class _Part(torch.optim.Optimizer):
+class _PartialOptimizer(torch.optim.Optimizer):
     """An optimizer of some of a model's parameters, with their moments.
 
     Torch wraps these two methods, and `step` of its own optimizers, in code that imports torch's compiler, which costs
@@ -67,7 +67,7 @@ class _Part(torch.optim.Optimizer):
         return local_parts(state[name] for name in self.moments)
 
 
-class AdamW(_Part):
+class AdamW(_PartialOptimizer):
     """Adam with decoupled weight decay (arXiv:1711.05101), by torch's fused kernels."""
 
     moments = ("exp_avg", "exp_avg_sq", "step")
@@ -104,7 +104,7 @@ class AdamW(_Part):
             )
 
 
-class Muon(_Part):
+class Muon(_PartialOptimizer):
     """Nesterov momentum with an orthogonal update, for matrices; those of one shape are updated together.
 
     Each process of a group orthogonalizes its share of the updates.
@@ -177,7 +177,7 @@ class Optimizer:
         is_captured = is_cuda and not any(map(is_sharded, named.values()))
         # a tensor on the device, so that a captured step can be replayed with another rate
         peaks = [config.embedding_lr, config.lr] if muon else [config.lr]
-        self._shares = [peak / config.lr for peak in peaks]
+        self._rate_ratios = [peak / config.lr for peak in peaks]
         """Each part's rate, relative to that of the matrices."""
         self._rates = [torch.tensor(peak, device="cuda") for peak in peaks] if is_captured else None
         rates: list[float] | list[Tensor] = peaks if self._rates is None else self._rates
@@ -193,10 +193,10 @@ class Optimizer:
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the hidden matrices; with Muon that of embedding and norms is `rate * embedding_lr / lr`."""
         if self._rates is not None:
-            for value, share in zip(self._rates, self._shares, strict=True):
+            for value, share in zip(self._rates, self._rate_ratios, strict=True):
                 value.fill_(rate * share)
             return
-        for part, share in zip(self.parts, self._shares, strict=True):
+        for part, share in zip(self.parts, self._rate_ratios, strict=True):
             for group in part.param_groups:
                 group["lr"] = rate * share
 
@@ -226,4 +226,6 @@ class Optimizer:
                 f"the first is {odd[0]}; use the optimizer it was trained with"
             )
         for name, (parameter, part) in self._owners.items():
-            part.state[parameter] = {moment: place(state[f"{name}.{moment}"], parameter) for moment in part.moments}
+            part.state[parameter] = {
+                moment: place_like(state[f"{name}.{moment}"], parameter) for moment in part.moments
+            }

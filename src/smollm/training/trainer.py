@@ -25,9 +25,9 @@ from smollm.training.best import BestValidation, best_after
 from smollm.training.checkpoint import Checkpoint, TrainerState
 from smollm.training.data import TrainingData
 from smollm.training.evaluate import Evaluator
-from smollm.training.failure import sequences_alone
+from smollm.training.failure import measure_sequences
 from smollm.training.loss_scale import LossScale
-from smollm.training.micro_batch import too_large
+from smollm.training.micro_batch import out_of_memory
 from smollm.training.records import Records
 from smollm.training.schedule import learning_rate
 from smollm.training.settings import Settings
@@ -169,7 +169,7 @@ class Trainer:
         try:
             loss, norm = self.take_step(rate)
         except torch.OutOfMemoryError as error:
-            raise too_large(self.hardware, self.assembly.micro_batch, training.sequence_length) from error
+            raise out_of_memory(self.hardware, self.assembly.micro_batch, training.sequence_length) from error
         self.done += 1
         pace = self._speed.add(time.perf_counter() - began)
         if pace is not None:
@@ -218,9 +218,9 @@ class Trainer:
                 loss=loss,
                 gradient_norm=norm,
                 learning_rate=rate,
-                sequences=sequences_alone(self.model, self.data.batches, self.done + 1, self.hardware),
+                sequences=measure_sequences(self.model, self.data.batches, self.done + 1, self.hardware),
             )
-        self.loss_scale.note(step, has_overflowed)
+        self.loss_scale.record(step, has_overflowed)
         self._step.update(rate, skip=has_overflowed)
         if self._average is not None:
             self._average.update(self.done + 1)
