@@ -8,6 +8,8 @@ from smollm.config.fields import above, at_least
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The shape of a Llama, and how its weights start."""
+
     vocab_size: Annotated[int, at_least(257)]
     hidden_size: Annotated[int, at_least(1)]
     intermediate_size: Annotated[int, at_least(1)]

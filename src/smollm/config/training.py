@@ -45,6 +45,8 @@ _BETAS = Rule(
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    """Optimizer, rates and decay."""
+
     kind: OptimizerKind
     lr: Annotated[float, above(0)]
     """Peak learning rate."""
@@ -74,6 +76,8 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
+    """What a training stage computes; `runtime` says how and where."""
+
     start: Start
     export: Export
     steps: Annotated[int | None, at_least(1)]
@@ -107,9 +111,9 @@ class TrainingConfig:
         return self.sequences_per_step * self.sequence_length
 
     def steps_of(self, epochs: float, tokens: int) -> int:
-        """How many steps read a text of `tokens` tokens `epochs` times."""
+        """The number of steps that read a text of `tokens` tokens `epochs` times."""
         return max(1, round(epochs * tokens / self.tokens_per_step))
 
     def max_warmup_steps(self, steps: int) -> int:
-        """The steps of `steps` that are left before the decay."""
+        """The longest warm-up that a stage of `steps` steps has room for: up to the decay."""
         return steps - round(self.schedule.decay_fraction * steps)

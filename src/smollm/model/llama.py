@@ -333,7 +333,7 @@ class LlamaForCausalLM(nn.Module):
         return torch.lerp(loss, uniform.mean(), self.execution.label_smoothing), loss
 
     def uncompiled(self) -> AbstractContextManager[object]:
-        """Within it compiled parts run uncompiled, for shapes that are rare."""
+        """A context in which compiled parts run uncompiled, for shapes that occur too rarely to be worth compiling."""
         return torch.compiler.set_stance("force_eager") if self.execution.compiled else nullcontext()
 
     def weights(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What the processes of a group must agree on before they train together."""
+"""Checks that the processes of a group can train together: same settings, code, data and kind of hardware."""
 
 from dataclasses import asdict
 

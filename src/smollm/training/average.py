@@ -34,7 +34,7 @@ class WeightAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within it the model has the averaged weights."""
+        """A context in which the model has the averaged weights."""
         self._exchange()
         try:
             yield

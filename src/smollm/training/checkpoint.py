@@ -110,7 +110,7 @@ def load(directory: Path) -> Checkpoint:
 
 
 def verify(directory: Path) -> TrainerState:
-    """The state of the checkpoint in `directory`, whose tensors are verified too.
+    """Verify the checkpoint in `directory`, tensors included, and return its state.
 
     Raises:
         CheckpointError: it is missing, damaged or of another format.
@@ -129,7 +129,7 @@ def _reading(directory: Path) -> Iterator[None]:
 
 
 def read_state(directory: Path) -> TrainerState:
-    """As `verify`, without reading the tensors."""
+    """The state of the checkpoint in `directory`; as `verify`, but the tensors are not read."""
     with _reading(directory):
         return _read_state(directory)[0]
 
@@ -173,7 +173,7 @@ def read_best(directory: Path) -> BestValidation | None:
 
 
 def broadcast(group: Group, checkpoint: Checkpoint | None) -> Checkpoint | None:
-    """Rank 0's checkpoint, on every rank."""
+    """Send rank 0's checkpoint, if there is one, to every rank, and return it."""
     state = group.broadcast(checkpoint.state if checkpoint else None)
     if state is None:
         return None

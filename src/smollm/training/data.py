@@ -39,6 +39,8 @@ def resolve_steps(training: TrainingConfig, stage: str, workspace: Path) -> Trai
 
 @dataclass(frozen=True)
 class TrainingData:
+    """The text of a training stage, as batches to train on and windows to validate on."""
+
     tokenizer: Tokenizer
     end_of_text_id: int
     batches: Batches

@@ -15,6 +15,8 @@ from smollm.training.batches import Ids
 
 @dataclass(frozen=True)
 class Validation:
+    """The result of one validation."""
+
     loss: float
     """Nats per token."""
     bits_per_byte: float
@@ -44,7 +46,7 @@ class Evaluator:
         self.text_bytes = max(1, int(token_bytes[windows[:, 1:]].sum()))
 
     def __call__(self, model: LlamaForCausalLM) -> Validation:
-        """Mean loss over all targets. End-of-text targets count too, but as zero bytes."""
+        """Measure the mean loss over all targets. End-of-text targets count too, but as zero bytes."""
         device = self.hardware.device
         total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
         began = time.perf_counter()

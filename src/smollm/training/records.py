@@ -10,6 +10,8 @@ from smollm.training.checkpoint_store import CheckpointStore, NoCheckpointStore
 
 @dataclass(frozen=True)
 class Records:
+    """Journal, checkpoint store and log of a training stage."""
+
     journal: Journal
     store: CheckpointStore
     log: Callable[[str, int], None]

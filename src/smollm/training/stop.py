@@ -1,4 +1,4 @@
-"""How a stage is asked to stop: after its current step."""
+"""Stopping a stage on SIGTERM or Ctrl-C: after its current step, with all of it saved."""
 
 import signal
 from types import FrameType

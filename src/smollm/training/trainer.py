@@ -227,7 +227,7 @@ class Trainer:
         return loss, norm
 
     def _averaged_weights(self) -> AbstractContextManager[None]:
-        """Within it the model has the averaged weights, which the stage exports, if it keeps an average."""
+        """A context in which the model has the weights that the stage exports: the average, if it keeps one."""
         return nullcontext() if self._average is None else self._average.in_use()
 
     def _non_finite(self, step: int, what: str, **values: object) -> NonFinite:
