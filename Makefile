@@ -2,6 +2,7 @@
 #
 # VENV=.venv   the environment to make and use; `VENV=` (empty) uses the active python3 as it is
 # PRESET=...   for `make repro`: a file of presets/, copied into params.yaml and run as an experiment
+# MODEL=...    for `make sample` and `make publish`: a folder, a DVC or Git revision, or an MLflow run's id
 
 SHELL := /bin/bash
 VENV ?= .venv
@@ -19,7 +20,7 @@ export PYTHONPATH := src$(if $(PYTHONPATH),:$(PYTHONPATH))
 PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow coverage bench check ui compare data push sync drop
+.PHONY: help setup repro test test-slow coverage bench check ui compare sample data push sync drop
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +74,10 @@ ui: $(ready)  ## open MLflow's UI on port 5000 of this machine (ARGS="--port 500
 
 compare: $(ready)  ## print a table of all runs (ARGS="--sort bits_per_byte --csv runs.csv")
 	@python3 -m smollm.tracking.compare $(ARGS)
+
+# PROMPT counts on make's command line alone: some shells have a variable of this name
+sample: $(ready)  ## continue PROMPT="def main(" with the model, or what you type (MODEL=low ARGS="--tokens 100 --seed 1")
+	@python3 -m smollm.sample $(if $(MODEL),--model "$$MODEL") $(if $(filter command,$(origin PROMPT)),--prompt "$$PROMPT") $(ARGS)
 
 data: $(ready)  ## show the text: counts, sources, some documents (ARGS="--seed 1")
 	@python3 -m smollm.corpus.describe $(ARGS)

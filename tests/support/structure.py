@@ -14,6 +14,7 @@ ORDER = (
     {"stage"},
     {"operate"},
     {"corpus", "training"},
+    {"sample"},
 )
 """Packages by role; each imports only from sets to the left of its own."""
 

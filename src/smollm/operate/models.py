@@ -73,7 +73,6 @@ def find_model(name: str, workspace: Workspace) -> Iterator[FoundModel]:
         outputs = {os.path.realpath(workspace.directory / "models" / stage): stage for stage in STAGES}
         yield FoundModel(directory, name, outputs.get(os.path.realpath(directory)))
         return
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # what it warns of is an error here
     repository = _open_repository(workspace.root)
     kept = _recorded(name, workspace) or (_revision(name, repository) if repository else None) or _run(name, workspace)
     if kept is None or repository is None:
@@ -150,6 +149,7 @@ def _open_repository(root: Path) -> "Repo | None":
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # what it warns of is an error here
     try:
         return Repo(os.fspath(root))
     except NotDvcRepoError:
