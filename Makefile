@@ -20,10 +20,10 @@ export PYTHONPATH := src$(if $(PYTHONPATH),:$(PYTHONPATH))
 PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow coverage bench check ui compare sample data push sync drop
+.PHONY: help setup repro test test-slow coverage bench bench-start check ui compare sample data push sync drop
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(ready)  ## make .venv and install requirements.lock
 
@@ -63,6 +63,9 @@ coverage: $(ready)  ## run all tests, and list the lines of src/smollm that none
 
 bench: $(ready)  ## time training steps beside transformers' (minutes; ARGS="--shapes 32x2048")
 	@python3 benchmarks/training_step.py $(ARGS)
+
+bench-start: $(ready)  ## print where the time around the steps goes (minutes; ARGS="--rounds 3")
+	@PYTHONPATH=src:tests python3 benchmarks/startup.py $(ARGS)
 
 check: $(ready)  ## run ruff and mypy
 	@ruff check .

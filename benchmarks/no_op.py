@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from structure import ROOT
-from workspace import Clone
+from support.clone import Clone
+from support.structure import ROOT
 
 from smollm.config.file import load
 from smollm.model.throughput import parameter_count
@@ -30,8 +30,8 @@ def enlarge(clone: Clone) -> float:
     moments = checkpoint_bytes(config.model, config.pretrain) - weights
     sizes = {"data/tokens/pretrain/train.bin": 220_000_000}
     for stage in ("pretrain", "finetune"):
-        sizes[f"checkpoints/{stage}/model.safetensors"] = weights
-        sizes[f"checkpoints/{stage}/optimizer.safetensors"] = moments
+        sizes[f"checkpoints/{stage}/last/model.safetensors"] = weights
+        sizes[f"checkpoints/{stage}/last/optimizer.safetensors"] = moments
         sizes[f"models/{stage}/model.safetensors"] = weights // 2
     for path, size in sizes.items():
         file = clone.directory / path

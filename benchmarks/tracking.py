@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from servers import free_port, mlflow_server, slow_way
+from support.servers import free_port, mlflow_server, slow_way
 
 from smollm.config.file import Config, load
 from smollm.corpus import tokenizer

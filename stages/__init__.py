@@ -1,5 +1,6 @@
 """The pipeline's stages, each a module that DVC runs, with `src` and the workspace itself on PYTHONPATH."""
 
+import gc
 import importlib.util
 import signal
 import sys
@@ -32,6 +33,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(f"\nERROR: stopped by {signal.Signals(number).name}; `dvc repro` continues")
 
 
+gc.disable()  # until the stage begins: it would take a fifth of the time of all imports
 for _number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(_number, _stop)
 _check_environment()
