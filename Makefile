@@ -20,7 +20,7 @@ export PYTHONPATH := src$(if $(PYTHONPATH),:$(PYTHONPATH))
 PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow coverage bench bench-start check ui compare sample data push sync drop
+.PHONY: help setup repro test test-slow coverage bench bench-start check ui compare sample data push sync drop sweep
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ compare: $(ready)  ## print a table of all runs (ARGS="--sort bits_per_byte --cs
 # PROMPT counts on make's command line alone: some shells have a variable of this name
 sample: $(ready)  ## continue PROMPT="def main(" with the model, or what you type (MODEL=low ARGS="--tokens 100 --seed 1")
 	@python3 -m smollm.sample $(if $(MODEL),--model "$$MODEL") $(if $(filter command,$(origin PROMPT)),--prompt "$$PROMPT") $(ARGS)
+
+sweep: $(ready)  ## run a study of settings, or what is left of it (STUDY=sweeps/learning-rate.yaml ARGS="--jobs 2")
+	@python3 -m smollm.sweep $(or $(STUDY),$(error make sweep wants STUDY=..., a file such as sweeps/learning-rate.yaml)) $(ARGS)
 
 data: $(ready)  ## show the text: counts, sources, some documents (ARGS="--seed 1")
 	@python3 -m smollm.corpus.describe $(ARGS)

@@ -14,7 +14,7 @@ ORDER = (
     {"stage"},
     {"operate"},
     {"corpus", "training"},
-    {"sample"},
+    {"sample", "sweep"},
 )
 """Packages by role; each imports only from sets to the left of its own."""
 

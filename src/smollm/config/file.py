@@ -48,8 +48,16 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: with a line for each problem, or one that says why the file cannot be read.
     """
-    values = read_values(path)
-    problems = Problems(path.name)
+    return config_of(read_values(path), path.name)
+
+
+def config_of(values: dict[str, Any], file: str) -> Config:
+    """Check and freeze the plain values of a params file.
+
+    Raises:
+        ConfigError: with a line for each problem, which begins with `file`.
+    """
+    problems = Problems(file)
     for key, text in _interpolations(values):
         problems.add(key, "must be a plain value, since DVC compares what is written", text, "write the value out")
     if not problems.lines:

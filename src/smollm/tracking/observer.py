@@ -1,6 +1,7 @@
 """Reports one execution of a stage to the user and to MLflow."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from smollm.tracking.kept_states import kept_state_line
 from smollm.tracking.mlflow_store import MlflowStore
 from smollm.tracking.run_name import run_name
 from smollm.tracking.run_record import Dataset, KeptCheckpoint, ModelVersion, RunDescription, RunEnd
+from smollm.tracking.sweep_run import PARENT
 from smollm.tracking.tracker import Tracker
 
 
@@ -121,7 +123,7 @@ class StageObserver:
         shutil.copyfile(self.workspace.directory / "params.yaml", self._params)
         fingerprint, started = self.state.fingerprint, time.time()
         git = self._git_tags()
-        parent = read_json(inputs.parent) if inputs.parent else {}
+        parent, sweep = read_json(inputs.parent) if inputs.parent else {}, os.environ.get(PARENT)
         return RunDescription(
             delivery_id=f"{fingerprint}-{int(started * 1000)}",  # the outbox sorts by the time in it
             experiment=self.tracking.experiment,
@@ -138,8 +140,8 @@ class StageObserver:
                 **{f"dvc.dep.{path}": self.state.inputs[path] or "" for path in self._data_inputs},
             },
             datasets=inputs.datasets,
-            parent_run_id=parent.get("mlflow_run_id"),
-            parent_delivery_id=parent.get("mlflow_delivery_id"),
+            parent_run_id=None if sweep else parent.get("mlflow_run_id"),
+            parent_delivery_id=sweep or parent.get("mlflow_delivery_id"),
         )
 
     def _git_tags(self) -> dict[str, str]:
