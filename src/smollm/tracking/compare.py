@@ -1,5 +1,7 @@
 """A table of all runs: what differs in their params and hardware, how well they did, how fast they were.
 
+Runs that differ in their seed alone follow in a second table, as mean and standard deviation.
+
 ``python3 -m smollm.tracking.compare [--stage S] [--sort COLUMN] [--descending] [--csv FILE]`` (`make compare`)
 """
 
@@ -13,6 +15,8 @@ from smollm.errors import ConfigError
 from smollm.state.workspace import Workspace
 from smollm.tracking.deadline import within
 from smollm.tracking.mlflow_store import MlflowStore
+from smollm.tracking.repeats import repeats, text
+from smollm.tracking.sweep_run import SWEEP
 
 _ANSWER_SECONDS = 300.0
 """How long MLflow may take to give all runs."""
@@ -50,6 +54,7 @@ def table(runs: pd.DataFrame, stage: str | None, sort: str, descending: bool = F
     Raises:
         SystemExit: there is no such column.
     """
+    runs = _of_stages(runs)
     stages = runs.get("tags.stage", pd.Series(index=runs.index, dtype=str))
     if stage is not None:
         runs, stages = runs.loc[stages == stage], stages.loc[stages == stage]
@@ -66,6 +71,11 @@ def table(runs: pd.DataFrame, stage: str | None, sort: str, descending: bool = F
     return kept.sort_values(sort, ascending=not (descending or sort == "started"), na_position="last").reset_index(
         drop=True
     )
+
+
+def _of_stages(runs: pd.DataFrame) -> pd.DataFrame:
+    """Without the runs of studies, which train nothing themselves."""
+    return runs.loc[runs["tags.stage"] != SWEEP].dropna(axis="columns", how="all") if "tags.stage" in runs else runs
 
 
 def _checkpoints(runs: pd.DataFrame, stages: "pd.Series[str]") -> "pd.Series[str]":
@@ -115,6 +125,8 @@ def main() -> None:
     with pd.option_context("display.width", None, "display.max_columns", None, "display.max_colwidth", 40):
         compared["started"] = [_local(time) for time in compared["started"]]
         print(compared.to_string(index=False, float_format=_short, na_rep=""))
+    if not (repeated := repeats(runs, arguments.stage)).empty:
+        print(f"\nMean and standard deviation over seeds:\n{text(repeated)}")
 
 
 if __name__ == "__main__":
