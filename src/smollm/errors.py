@@ -47,13 +47,25 @@ class StorageError(PipelineError):
     """The disk is full, or will be, or refuses to be read or written."""
 
 
-class Interrupted(PipelineError):
-    """A signal asked the stage to stop; its state is saved."""
+STOP_TAG = 256
+"""Stands for the number of a signal where a user has stopped the run with its tag ``stop`` in MLflow."""
 
-    def __init__(self, signal_number: int, step: int) -> None:
-        name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name} after step {step}, all of it saved; `dvc repro` continues from there")
-        self.exit_code = 128 + signal_number
+
+class Interrupted(PipelineError):
+    """The stage was asked to stop; its state is saved."""
+
+    def __init__(self, number: int, step: int | None = None) -> None:
+        """
+        Args:
+            number: of the signal that asked, or `STOP_TAG`.
+            step: the last step that was done, in a stage that has steps.
+        """
+        cause = "its tag `stop` in MLflow" if number == STOP_TAG else signal.Signals(number).name
+        done = "; `dvc repro` continues"
+        if step is not None:
+            done = f" after step {step}, all of it saved; `dvc repro` continues from there"
+        super().__init__(f"stopped by {cause}{done}")
+        self.exit_code = 128 + (signal.SIGTERM if number == STOP_TAG else number)
 
 
 _NETWORK_ERRORS = {

@@ -19,6 +19,7 @@ from smollm.tracking import outbox
 from smollm.tracking.delivery import Delivery
 from smollm.tracking.mlflow_store import MlflowStore
 from smollm.tracking.run_record import RunEnd
+from smollm.tracking.stop_tag import StopTag
 from smollm.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -250,3 +251,68 @@ def test_a_disk_without_room_for_the_outbox_is_told_in_plain_words(
         f"[Errno 28] No space left on device: '{draft}/artifacts/log.txt'"
     )
     assert not draft.exists()
+
+
+def test_the_tag_stop_asks_the_stage_to_stop_and_is_then_gone(
+    state: Path, store: MlflowStore, client: "MlflowClient"
+) -> None:
+    asked = threading.Event()
+    tracker = Tracker(state, store, SETTINGS, pytest.fail, asked.set)
+    tracker.start(DESCRIPTION)
+    client.set_tag(run_once_created(client).info.run_id, "stop", "true")
+    assert asked.wait(60)
+    tracker.end(RunEnd("KILLED", 1_700_000_100.0), {})
+    run = only_run(client)
+    assert run.info.status == "KILLED"
+    assert "stop" not in run.data.tags
+
+
+def run_once_created(client: "MlflowClient") -> "Run":
+    deadline = time.monotonic() + 60
+    while not (experiment := client.get_experiment_by_name("smollm")) or not client.search_runs(
+        [experiment.experiment_id]
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return only_run(client)
+
+
+def test_a_tag_that_an_ended_run_has_does_not_stop_its_continuation(
+    state: Path, store: MlflowStore, client: "MlflowClient"
+) -> None:
+    stopped = Tracker(state, store, SETTINGS, pytest.fail)
+    stopped.start(DESCRIPTION)
+    stopped.end(RunEnd("KILLED", 1_700_000_100.0), {})
+    client.set_tag(only_run(client).info.run_id, "stop", "true")  # or its removal failed
+    asked = threading.Event()
+    again = Tracker(state, store, SETTINGS, pytest.fail, asked.set)
+    again.start(DESCRIPTION)
+    deadline = time.monotonic() + 60
+    while "stop" in only_run(client).data.tags:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again.end(RunEnd("FINISHED", 1_700_000_200.0), {})
+    assert not asked.is_set()
+    assert only_run(client).info.status == "FINISHED"
+
+
+def test_the_tag_is_looked_for_once_in_a_few_sends_and_an_outage_stops_nothing() -> None:
+    asked: list[str] = []
+    tag, calls = StopTag(lambda: asked.append("stop")), 0
+    for _ in range(30):
+        try:
+            tag.look(DeadClient(), "run")  # type: ignore[arg-type]
+        except ConnectionError:
+            calls += 1
+    assert calls == 10
+    assert asked == []
+
+
+@pytest.mark.parametrize(("value", "is_asked"), [("true", True), (" True ", True), ("false", False), ("", False)])
+def test_only_the_value_true_stops(client: "MlflowClient", store: MlflowStore, value: str, is_asked: bool) -> None:
+    run_id = client.create_run(store.experiment_id(client, "smollm"), tags={"stop": value}).info.run_id
+    asked = threading.Event()
+    tag = StopTag(asked.set)
+    for _ in range(3):
+        tag.look(client, run_id)
+    assert asked.is_set() == is_asked

@@ -92,6 +92,7 @@ class TokenizeStage:
 
         def on_progress(text_bytes: int) -> None:
             nonlocal encoded_bytes
+            run.check_stop()
             encoded_bytes += text_bytes
             progress.update(text_bytes)
 

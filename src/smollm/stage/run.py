@@ -3,6 +3,7 @@
 import gc
 import io
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm.config.tracking import TrackingConfig
-from smollm.errors import user_error
+from smollm.errors import STOP_TAG, Interrupted, user_error
 from smollm.state.files import write_json
 from smollm.state.journal import COMPLETE
 from smollm.state.live_state import LiveState
@@ -38,6 +39,8 @@ class StageRun:
     """What run.json holds besides the run's identity: mainly speed."""
     registered_model: str | None = None
     """Name in MLflow's registry that gets a version for this run's model."""
+    stop_request: threading.Event = field(default_factory=threading.Event)
+    """Set when a user stops the run in MLflow."""
 
     @property
     def reports(self) -> Path:
@@ -47,6 +50,14 @@ class StageRun:
         """Print a line, and add it to the training log."""
         say(f"{self.name}: {message}")
         self.state.journal.event(step, message)
+
+    def check_stop(self) -> None:
+        """
+        Raises:
+            Interrupted: a user stops the run in MLflow.
+        """
+        if self.stop_request.is_set():
+            raise Interrupted(STOP_TAG)
 
 
 def run_stage(
@@ -73,7 +84,7 @@ def run_stage(
     store = MlflowStore.of(workspace.root)
     with LiveState(name, workspace, say, lambda path: abandon(path, store, time.time())) as state:
         run = StageRun(name, workspace, state)
-        observer = StageObserver(name, workspace, state, tracking)
+        observer = StageObserver(name, workspace, state, tracking, run.stop_request.set)
         observer.begin(inputs(run))
         with observer.reporting_failure(run.artifacts):
             if state.is_complete:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,10 +40,25 @@ class RunInputs:
 class StageObserver:
     """Reports one execution of a stage: `begin`, then the work in `reporting_failure`, then `flush` and `finish`."""
 
-    def __init__(self, stage: str, workspace: Workspace, state: LiveState, tracking: TrackingConfig) -> None:
+    def __init__(
+        self,
+        stage: str,
+        workspace: Workspace,
+        state: LiveState,
+        tracking: TrackingConfig,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            stage: name in dvc.yaml.
+            workspace: where it runs.
+            state: its live state.
+            tracking: settings of MLflow.
+            on_stop: called from another thread when a user stops the run in MLflow.
+        """
         self.stage, self.workspace, self.state, self.tracking = stage, workspace, state, tracking
         self.store = MlflowStore.of(workspace.root)
-        self.tracker = Tracker(state.directory, self.store, tracking, lambda line: say(f"{stage}: {line}"))
+        self.tracker = Tracker(state.directory, self.store, tracking, lambda line: say(f"{stage}: {line}"), on_stop)
 
     def begin(self, inputs: RunInputs) -> None:
         """Name the states kept from before edits, and start to send the run to MLflow without waiting for it."""

@@ -12,6 +12,7 @@ from smollm.tracking.deadline import Deadline
 from smollm.tracking.delivery import Delivery
 from smollm.tracking.mlflow_store import MlflowStore, refuses
 from smollm.tracking.run_record import RunDescription, RunEnd
+from smollm.tracking.stop_tag import StopTag
 from smollm.tracking.system_metrics import SystemMetrics
 from smollm.tracking.upload import Dropped, upload
 
@@ -27,12 +28,26 @@ class Tracker:
     """
 
     def __init__(
-        self, directory: Path, store: MlflowStore, settings: TrackingConfig, say: Callable[[str], None]
+        self,
+        directory: Path,
+        store: MlflowStore,
+        settings: TrackingConfig,
+        say: Callable[[str], None],
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
+        """
+        Args:
+            directory: the stage's live state, with its journal.
+            store: where the run goes.
+            settings: of MLflow.
+            say: prints a line for the user.
+            on_stop: called from the tracker's thread when a user stops the run in MLflow.
+        """
         self.store, self._settings, self._say = store, settings, say
         self._deadline = Deadline()
         self.delivery = Delivery(directory, store, self._deadline)
         self._system_metrics = SystemMetrics(settings.system_metrics_every_seconds)
+        self._stop_tag = StopTag(on_stop)
         self._requests: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
         self._is_flushing = False
         self._thread = threading.Thread(target=self._send_until_flushed, name="tracking", daemon=True)
@@ -112,6 +127,7 @@ class Tracker:
         upload(self.delivery, self._client)
         if self.delivery.run_id and not self._is_flushing and not self.delivery.is_done:
             self._system_metrics.ensure_running(self.delivery.run_id)
+            self._stop_tag.look(self._client, self.delivery.run_id)
 
     def _warn(self, error: Exception) -> None:
         if not self._has_warned:

@@ -11,6 +11,7 @@ from smollm.tracking.metric_names import metrics
 from smollm.tracking.mlflow_store import refuses
 from smollm.tracking.registry import register
 from smollm.tracking.run_record import RunDescription, RunEnd
+from smollm.tracking.stop_tag import STOP
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -118,8 +119,9 @@ class _Upload:
     def _reopen(self) -> None:
         """Set a run that ended, and continues, to running."""
         self.client.update_run(self._run_id, status="RUNNING")
-        if "error" in self.client.get_run(self._run_id).data.tags:
-            self.client.delete_tag(self._run_id, "error")
+        tags = self.client.get_run(self._run_id).data.tags
+        for outdated in {"error", STOP} & tags.keys():
+            self.client.delete_tag(self._run_id, outdated)
         self.delivery.update(reopen=False)
 
     def _send_journal(self) -> None:

@@ -159,7 +159,8 @@ class TrainingStage:
         if run is not None:
             _failure_report(run).unlink(missing_ok=True)  # of an earlier attempt
         progress = ProgressBar(settings.stage, settings.steps, trainer.done, is_shown=run is not None)
-        with closing(trainer.store), closing(progress), StopSignal(second_kills=group.size == 1) as stop:
+        request = None if run is None else run.stop_request
+        with closing(trainer.store), closing(progress), StopSignal(group.size == 1, request) as stop:
             try:
                 trainer.run(stop, progress, on_pace)
             except NonFinite as error:
