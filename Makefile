@@ -19,8 +19,11 @@ export PYTHONPATH := src$(if $(PYTHONPATH),:$(PYTHONPATH))
 # the files with few, long tests last
 PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# pyproject.toml's extra `docs`, without the project itself: installed, it would stand in for the code of other clones
+docs_packages = $$(python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow coverage bench bench-start check ui compare sample data push sync drop sweep
+.PHONY: help setup repro test test-slow coverage bench bench-start check ui compare sample data docs push sync drop sweep
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +90,13 @@ sweep: $(ready)  ## run a study of settings, or what is left of it (STUDY=sweeps
 
 data: $(ready)  ## show the text: counts, sources, some documents (ARGS="--seed 1")
 	@python3 -m smollm.corpus.describe $(ARGS)
+
+docs: $(ready)  ## build the docs site: site/html/index.html
+ifneq ($(VENV),)
+	@python3 -c 'import zensical, mkdocstrings' 2>/dev/null || \
+	python3 -m pip install --quiet --disable-pip-version-check --constraint requirements.lock $(docs_packages)
+endif
+	@python3 docs/site/build.py
 
 push: $(ready)  ## copy checkpoints, models and data to the DVC remote
 	@python3 -m dvc push
