@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--kind", choices=("jsonl", "txt", "parquet"), default="jsonl")
     parser.add_argument("--workspace", type=Path, help="where the corpus and the token files go; a temporary folder")
+    parser.add_argument("--near-duplicate-similarity", type=float, help="look for near-duplicates")
     arguments = parser.parse_args()
     sources = documents(20e6)
     size = 1e9 * arguments.gigabytes
@@ -99,7 +100,8 @@ def main() -> None:
         bpe = tokenizer.load(workspace / "tokenizer.json", END)
         print(f"corpus of {arguments.gigabytes:g} GB ({arguments.kind}) and tokenizer written", flush=True)
         source_config = SourceConfig(CorpusSource.FILES, (f"data/raw/*.{arguments.kind}",), "text", None, _NO_HUB)
-        corpus = CorpusConfig(("stdlib",), 1e9, None, 0.02, 0.05, source_config, source_config)
+        similarity = arguments.near_duplicate_similarity
+        corpus = CorpusConfig(("stdlib",), 1e9, None, 0.02, 0.05, similarity, source_config, source_config)
         bare = [plain_rate(bpe, sources) for _ in range(3)]
         memory = Memory()
         began = mark = time.perf_counter()

@@ -49,6 +49,7 @@ def test_the_overview_counts_what_there_is(data: Path) -> None:
 def test_what_was_left_out_is_counted(data: Path) -> None:
     table = describe.left_out(directories(data)).set_index("stage")
     assert table["duplicates"].to_dict() == {"pretrain": 1, "finetune": 0}
+    assert table["near_duplicates"].to_dict() == {"pretrain": 0, "finetune": 0}
 
 
 def test_sources_are_files_with_their_share_of_the_tokens(data: Path) -> None:

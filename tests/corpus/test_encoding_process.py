@@ -16,9 +16,10 @@ from support.corpus import END_OF_TEXT, TextSource, write_tokens
 from tokenizers import Tokenizer, models
 
 import smollm
-from smollm.corpus import encode, encoding_pool
+from smollm.corpus import child_pool, encode
+from smollm.corpus.child_process import main as child_main
 from smollm.corpus.document import Document
-from smollm.corpus.encoding_process import EncodingProcess
+from smollm.corpus.encoding_process import EncodingProcess, start
 from smollm.corpus.selection import Split
 from smollm.errors import CorpusError
 from smollm.state.tokens import as_plain_text
@@ -52,7 +53,7 @@ def process(plain: Tokenizer) -> Iterator[EncodingProcess]:
 @pytest.fixture
 def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch is a few of the documents below."""
-    monkeypatch.setattr(encoding_pool, "core_count", lambda: 3)
+    monkeypatch.setattr(child_pool, "core_count", lambda: 3)
     monkeypatch.setattr(encode, "_BATCH_CHARACTERS", 100)
 
 
@@ -139,7 +140,7 @@ def test_a_fault_in_the_middle_ends_all_processes(
 def test_a_reader_that_fails_while_processes_are_busy_ends_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Tokenizer
 ) -> None:
-    monkeypatch.setattr(encoding_pool, "core_count", lambda: 3)
+    monkeypatch.setattr(child_pool, "core_count", lambda: 3)
 
     class Long(TextSource):
         def documents(self) -> Iterator[Document]:
@@ -219,10 +220,10 @@ def test_a_kill_of_the_one_that_started_it_ends_it_without_a_word(then: str, pla
 
 
 def test_a_message_that_breaks_off_ends_it_without_a_word(plain: Tokenizer) -> None:
-    first, second = pickle.dumps((plain.to_str(), "H")), pickle.dumps(ODD)
+    first, second = pickle.dumps((start, (plain.to_str(), "H"))), pickle.dumps(ODD)
     for message in (b"", first[:5], first[:-5], first, first + second[:5], first + second[:-5]):
         done = subprocess.run(
-            [sys.executable, "-c", f"from {EncodingProcess.__module__} import main; main()"],
+            [sys.executable, "-c", f"from {child_main.__module__} import main; main()"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             input=message,
             capture_output=True,

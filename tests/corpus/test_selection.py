@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from support.corpus import CORPUS, TextSource
 
-from smollm.corpus import selection
+from smollm.corpus import digests as digests_module
+from smollm.corpus.digests import Digests
 from smollm.corpus.document import PART
-from smollm.corpus.selection import Digests, SelectionCounts, Split, select, training_texts
+from smollm.corpus.selection import SelectionCounts, Split, select, training_texts
 
 DOCUMENTS = {f"file{n}": f"text number {n}" for n in range(60)}
 
@@ -21,9 +22,9 @@ def sides(documents: dict[str, str], split: Split | None = None) -> dict[str, st
 
 
 def test_many_digests_are_told_apart_in_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "_RECENT", 10)
-    names = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(1000)]
-    names += ["00" * 32, "ff" * 15 + "00" * 17]  # ends in zeros
+    monkeypatch.setattr(digests_module, "_RECENT", 10)
+    names = [hashlib.sha256(str(n).encode()).digest() for n in range(1000)]
+    names += [bytes(32), b"\xff" * 15 + bytes(17)]  # ends in zeros
     digests = Digests()
     for name in names[::2]:
         assert name not in digests

@@ -21,8 +21,8 @@ from smollm.errors import CorpusError
 END_OF_TEXT = "<|endoftext|>"
 
 NO_FILES = SourceConfig(CorpusSource.FILES, (), "text", None, HubDatasetConfig(None, None, "train", None, True))
-CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, 0.05, NO_FILES, NO_FILES)
-"""At most 1 MB, of which 0.3 is held out."""
+CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, 0.05, None, NO_FILES, NO_FILES)
+"""At most 1 MB, of which 0.3 is held out; near-duplicates are not looked for."""
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
@@ -58,7 +58,7 @@ def source_of(
     config = SourceConfig(
         kind, files, text_column, template, HubDatasetConfig(dataset, None, "train", "main", streaming)
     )
-    return Source("pretrain", CorpusConfig(packages, 1.0, None, 0.1, 0.05, config, config), workspace)
+    return Source("pretrain", CorpusConfig(packages, 1.0, None, 0.1, 0.05, None, config, config), workspace)
 
 
 def files_of(workspace: Path, *globs: str, text_column: str = "text", template: str | None = None) -> Source:

@@ -83,7 +83,10 @@ def left_out(directories: dict[str, Path]) -> pd.DataFrame:
     for stage, directory in directories.items():
         manifest = read_manifest(directory)
         counts = {name: manifest[key] for name, key in names.items()}
-        rows.append({"stage": stage, **counts, "ended_by": manifest["ended_by"] or "-"})
+        near = manifest.get("near_duplicates") or {"removed": 0}
+        rows.append(
+            {"stage": stage, "near_duplicates": near["removed"], **counts, "ended_by": manifest["ended_by"] or "-"}
+        )
     return pd.DataFrame(rows)
 
 

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from smollm.config.corpus import CorpusConfig
-from smollm.corpus.encoding_pool import encode_in_order, read_ahead
+from smollm.corpus.child_pool import batches, in_order, read_ahead
+from smollm.corpus.encoding_process import EncodingProcess
+from smollm.corpus.near_duplicates import NearDuplicateCounts
 from smollm.corpus.selection import Selected, SelectionCounts, Split, is_split_by_tail, select
 from smollm.corpus.source import Source
 from smollm.corpus.tail import hold_out_tail
@@ -69,7 +72,7 @@ class Encoder:
         """Write the token files of `source` to `directory` and return their manifest.
 
         If an earlier call was killed, this one continues from its last save; the files come out the same. Memory grows
-        by 32 bytes per document, which detect duplicates, and not with the text.
+        per document, by what detects duplicates, and not with the text.
 
         Args:
             directory: where the files go.
@@ -146,11 +149,25 @@ class Encoder:
             "dtype": np.dtype(token_dtype(vocab_size)).name,
             "end_of_text_id": self._end_of_text_id,
             "duplicates_removed": counts.duplicates,
-            "blank_left_out": source.left_out.blank,
-            "null_left_out": source.left_out.null,
-            "not_utf8_left_out": source.left_out.not_utf8,
+            "near_duplicates": self._near_duplicates(counts.near, is_by_tail),
+            "blank_left_out": counts.left_out.blank,
+            "null_left_out": counts.left_out.null,
+            "not_utf8_left_out": counts.left_out.not_utf8,
             "ended_by": counts.limit,
         }
+
+    def _near_duplicates(self, counts: NearDuplicateCounts, is_by_tail: bool) -> dict[str, Any] | None:
+        """The manifest's entries on near-duplicates; None if they are not looked for."""
+        if self.corpus.near_duplicate_similarity is None:
+            return None
+        found: dict[str, Any] = {"removed": counts.documents, "removed_bytes": counts.bytes}
+        if not is_by_tail:  # else no document is held out for its key
+            found["held_out_with_one_in_training"] = counts.copied_documents
+            found["held_out_share_with_one_in_training"] = round(counts.copied_share, 4)
+        return found
+
+    def _start_process(self, dtype: type[np.unsignedinteger]) -> EncodingProcess:
+        return EncodingProcess(self.tokenizer.to_str(), np.dtype(dtype).char)
 
     def _encode(
         self,
@@ -161,11 +178,12 @@ class Encoder:
     ) -> None:
         unsaved = 0
         try:
-            batches = read_ahead(_batches(_parts(documents, writer.parts_written)))
-            with closing(encode_in_order(batches, lambda part: part.text, self.tokenizer, dtype)) as encoded:
-                for parts, ids_of_parts in encoded:
+            parts = _parts(documents, writer.parts_written)
+            batches_of_parts = read_ahead(batches(parts, lambda part: len(part.text), _BATCH_CHARACTERS))
+            with closing(in_order(batches_of_parts, _encode, partial(self._start_process, dtype))) as encoded:
+                for batch, ids_of_parts in encoded:
                     before = writer.text_bytes
-                    for part, ids in zip(parts, ids_of_parts, strict=True):
+                    for part, ids in zip(batch, ids_of_parts, strict=True):
                         writer.write(part.selected, ids, len(part.text.encode()), part.is_last)
                     text_bytes = writer.text_bytes - before
                     on_progress(text_bytes)
@@ -190,15 +208,5 @@ def _parts(documents: Iterable[Selected], skipped: int) -> Iterator[Part]:
         yield Part(selected, text, True)
 
 
-def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Group parts until a group has `_BATCH_CHARACTERS`."""
-    batch: list[Part] = []
-    size = 0
-    for part in parts:
-        batch.append(part)
-        size += len(part.text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _encode(process: EncodingProcess, parts: list[Part]) -> list[bytes]:
+    return process.encode([part.text for part in parts])

@@ -3,45 +3,19 @@
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-
-import numpy as np
+from contextlib import closing
+from dataclasses import dataclass, field
 
 from smollm.config.corpus import CorpusConfig
+from smollm.corpus.digests import Digests
 from smollm.corpus.document import Document
-from smollm.corpus.source import Source
+from smollm.corpus.near_duplicates import NearDuplicateCounts, SimilarTexts, signed
+from smollm.corpus.source import LeftOut, Source
 from smollm.errors import CorpusError
 from smollm.state.tokens import TRAIN, VALIDATION
 
-_RECENT = 500_000
-"""How many digests are collected before they are sorted in."""
-
 _MANY_DOCUMENTS = 10_000
 """With at least this many documents a split by document is always fair."""
-
-
-class Digests:
-    """A set of sha256 digests; keeps the first 16 bytes of each, which are enough to tell documents apart."""
-
-    def __init__(self) -> None:
-        self._sorted = np.empty(0, "S16")
-        self._recent: set[bytes] = set()
-
-    def add(self, digest: str) -> None:
-        self._recent.add(self._short(digest))
-        if len(self._recent) == _RECENT:
-            self._sorted = np.concatenate([self._sorted, np.array(list(self._recent), "S16")])
-            self._sorted.sort()
-            self._recent.clear()
-
-    def __contains__(self, digest: str) -> bool:
-        short = self._short(digest)
-        index = int(np.searchsorted(self._sorted, np.bytes_(short)))
-        return short in self._recent or (index < len(self._sorted) and bytes(self._sorted[index]) == short)
-
-    @staticmethod
-    def _short(digest: str) -> bytes:
-        return bytes.fromhex(digest[:32]).rstrip(b"\0")  # numpy's strings end so too
 
 
 class Split:
@@ -49,30 +23,59 @@ class Split:
 
     A hash of the document's key decides. So a file's code and documentation, which two stages read, are on the same
     side, and documents stay on their side when others are added. A text that was seen before under another key, in
-    this stage or an earlier one, keeps its side, and its new key moves to that side.
+    this stage or an earlier one, keeps its side, and its new key moves to that side. So does a near-duplicate of a
+    text of an earlier stage.
     """
 
     def __init__(self, validation_fraction: float) -> None:
         self.validation_fraction = validation_fraction
         self._texts = {TRAIN: Digests(), VALIDATION: Digests()}
+        self._similar: list[SimilarTexts] = []
+        """Of the stages so far, the present one included."""
         self._moved: dict[str, str] = {}
         self._split_by_tail: str | None = None
         """Digest of the list of documents of the last stage whose tail is held out."""
 
+    def begin_stage(self) -> SimilarTexts:
+        """The signatures of a new stage's documents, to be added to as they are kept."""
+        self._similar.append(SimilarTexts())
+        return self._similar[-1]
+
     def knows(self, document: Document) -> bool:
         """Whether `side` was asked before about a document with this text."""
-        return any(document.sha256 in texts for texts in self._texts.values())
+        return self._side_of_text(document) is not None
 
-    def side(self, document: Document) -> str:
-        """`TRAIN` or `VALIDATION`."""
-        fraction = int.from_bytes(hashlib.sha256(document.key.encode()).digest()[-8:], "big") / 2**64
-        by_key = self._moved.get(document.key, VALIDATION if fraction < self.validation_fraction else TRAIN)
-        known = next((side for side, texts in self._texts.items() if document.sha256 in texts), None)
+    def similar_sides(self, signature: bytes) -> set[str]:
+        """The sides on which earlier stages have a near-duplicate."""
+        return set().union(*(similar.sides(signature) for similar in self._similar[:-1]))
+
+    def side_of_key(self, key: str) -> str:
+        """The side of a document with this key, unless its text is known."""
+        fraction = int.from_bytes(hashlib.sha256(key.encode()).digest()[-8:], "big") / 2**64
+        return self._moved.get(key, VALIDATION if fraction < self.validation_fraction else TRAIN)
+
+    def side(self, document: Document, similar_side: str | None = None) -> str:
+        """`TRAIN` or `VALIDATION`.
+
+        Args:
+            document: its text is known from now on.
+            similar_side: the side on which an earlier stage has a near-duplicate.
+        """
+        known = self._side_of_text(document)
+        side = known or similar_side or self.side_of_key(document.key)
         if known is None:
-            self._texts[by_key].add(document.sha256)
-        elif known != by_key:
-            self._moved[document.key] = known
-        return known or by_key
+            self._texts[side].add(_digest(document))
+        self.move(document.key, side)
+        return side
+
+    def move(self, key: str, side: str) -> None:
+        """Have documents with this key on `side` from now on."""
+        if self.side_of_key(key) != side:
+            self._moved[key] = side
+
+    def _side_of_text(self, document: Document) -> str | None:
+        digest = _digest(document)
+        return next((side for side, texts in self._texts.items() if digest in texts), None)
 
     def check_tail(self, stage: str, is_by_tail: bool, documents_sha256: str, shared: int) -> None:
         """Refuse a stage that shares documents with an earlier one if the tail of either one's text is held out.
@@ -115,10 +118,17 @@ class SelectionCounts:
     """Kept documents whose text an earlier stage has too."""
     limit: str | None = None
     """The setting that ended the selection before the end of the source, if one did."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the source left out before the end of the selection."""
+    near: NearDuplicateCounts = field(default_factory=NearDuplicateCounts)
 
 
 def select(source: Source, corpus: CorpusConfig, split: Split, counts: SelectionCounts) -> Iterator[Selected]:
-    """Yield the documents of `source` that are kept: within the corpus's limits and without exact duplicates.
+    """Yield the documents of `source` that are kept: within the corpus's limits and without duplicates.
+
+    Of near-duplicates the first is kept, on the side that its key has. If training or the held-out side had precedence,
+    a text with many near-duplicates would be there more often than its share, and documents would change sides when
+    others are added.
 
     Args:
         source: the stage's text.
@@ -129,29 +139,55 @@ def select(source: Source, corpus: CorpusConfig, split: Split, counts: Selection
     Raises:
         CorpusError: the first document exceeds the limits, or a document cannot be read.
     """
-    seen = Digests()
+    seen, similar = Digests(), split.begin_stage()
+    counts.near = similar.counts
     size = count = 0
-    for document in source.documents():
-        if document.sha256 in seen:
-            counts.duplicates += 1
-            split.side(document)  # moves its key to the side of this text
-            continue
-        if count == corpus.max_documents:
-            counts.limit = "max_documents"
-            return
-        if size + document.size > corpus.max_megabytes * 1e6:
-            if size == 0:
-                raise CorpusError(
-                    f"params.yaml: corpus.max_megabytes must hold the first document ({document.key}, "
-                    f"{document.size / 1e6:.2f} MB), got {corpus.max_megabytes}; raise it"
-                )
-            counts.limit = "max_megabytes"
-            return
-        counts.shared += split.knows(document)
-        seen.add(document.sha256)
-        size += document.size
-        count += 1
-        yield Selected(document, split.side(document))
+    with closing(signed(source, corpus.near_duplicate_similarity)) as readings:
+        for document, signature, left_out in readings:
+            counts.left_out = left_out
+            if _digest(document) in seen:
+                counts.duplicates += 1
+                split.side(document)  # moves its key to the side of this text
+                continue
+            sides = similar.sides(signature)
+            earlier = set() if split.knows(document) else split.similar_sides(signature)
+            if sides or len(earlier) == 2:  # of a text on both sides it can be on neither
+                similar.leave_out(signature, split.side_of_key(document.key), document.size)
+                split.move(document.key, VALIDATION if VALIDATION in sides | earlier else TRAIN)
+                continue
+            counts.limit = _limit_before(document, size, count, corpus)
+            if counts.limit:
+                return
+            counts.shared += split.knows(document)
+            side = split.side(document, next(iter(earlier), None))
+            seen.add(_digest(document))
+            similar.add(signature, side, document.size)
+            size += document.size
+            count += 1
+            yield Selected(document, side)
+    counts.left_out = source.left_out
+
+
+def _limit_before(document: Document, size: int, count: int, corpus: CorpusConfig) -> str | None:
+    """The setting that ends the selection before `document`, after `count` documents of `size` bytes, if one does.
+
+    Raises:
+        CorpusError: it is the first document.
+    """
+    if count == corpus.max_documents:
+        return "max_documents"
+    if size + document.size <= corpus.max_megabytes * 1e6:
+        return None
+    if size == 0:
+        raise CorpusError(
+            f"params.yaml: corpus.max_megabytes must hold the first document ({document.key}, "
+            f"{document.size / 1e6:.2f} MB), got {corpus.max_megabytes}; raise it"
+        )
+    return "max_megabytes"
+
+
+def _digest(document: Document) -> bytes:
+    return bytes.fromhex(document.sha256)
 
 
 def is_split_by_tail(documents: int, train_bytes: int, validation_bytes: int, fraction: float) -> bool:

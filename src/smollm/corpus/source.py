@@ -38,6 +38,8 @@ class Source:
         self.workspace = workspace
         self.left_out = LeftOut()
         """Counts of the reading that goes on, or went last."""
+        self.signatures: dict[str, bytes] = {}
+        """Signatures of some texts that were read, by sha256, see `near_duplicates.signed`."""
         self._row_format = RowFormat(stage, self.config.text_column, self.config.template, corpus.max_null_fraction)
         self._summaries: dict[Path, tuple[text_files.FileState | None, text_files.TextSummary]] = {}
 

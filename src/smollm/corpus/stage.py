@@ -108,25 +108,20 @@ class TokenizeStage:
             progress.close()
         seconds = time.monotonic() - began
         sides = [manifest[side] for side in (tokens.TRAIN, tokens.VALIDATION)]
-        size = sum(side["bytes"] for side in sides)
-        documents = sum(side["documents"] for side in sides)
-        run.log(
-            announce.tokens_written(
-                stage,
-                documents,
-                size,
-                sides[0]["tokens"],
-                sides[1]["tokens"],
-                manifest["split"],
-                sides[0]["bytes_per_token"],
-            )
-        )
+        size, documents = (sum(side[key] for side in sides) for key in ("bytes", "documents"))
+        (trained_on, held_out), bytes_per_token = (side["tokens"] for side in sides), sides[0]["bytes_per_token"]
+        split = manifest["split"]
+        run.log(announce.tokens_written(stage, documents, size, trained_on, held_out, split, bytes_per_token))
+        near_duplicates = manifest["near_duplicates"] or {}
+        if near_duplicates:
+            run.log(announce.near_duplicates(stage, near_duplicates))
         return {
             f"corpus_{stage}_documents": documents,
+            f"corpus_{stage}_near_duplicates": near_duplicates.get("removed", 0),
             f"corpus_{stage}_megabytes": size / 1e6,
-            f"corpus_{stage}_train_tokens": sides[0]["tokens"],
-            f"corpus_{stage}_validation_tokens": sides[1]["tokens"],
-            f"corpus_{stage}_bytes_per_token": sides[0]["bytes_per_token"],
+            f"corpus_{stage}_train_tokens": trained_on,
+            f"corpus_{stage}_validation_tokens": held_out,
+            f"corpus_{stage}_bytes_per_token": bytes_per_token,
             f"corpus_{stage}_megabytes_per_second": encoded_bytes / 1e6 / seconds,
         }
 
@@ -142,8 +137,11 @@ class TokenizeStage:
             metrics |= {
                 "vocab_size": manifest["vocab_size"],
                 stage: {
-                    side: {key: value for key, value in manifest[side].items() if key != "sha256"}
-                    for side in (tokens.TRAIN, tokens.VALIDATION)
+                    **{
+                        side: {key: value for key, value in manifest[side].items() if key != "sha256"}
+                        for side in (tokens.TRAIN, tokens.VALIDATION)
+                    },
+                    "near_duplicates": manifest["near_duplicates"] or {},
                 },
             }
             run.artifacts[f"{stage}_manifest.json"] = target / "tokens" / stage / "manifest.json"

@@ -42,6 +42,13 @@ def tokens_written(
     )
 
 
+def near_duplicates(stage: str, counts: dict[str, float]) -> str:
+    """What was left out as near-duplicates, and how much held-out text would have had one in training."""
+    share = counts.get("held_out_share_with_one_in_training")
+    held_out = "" if share is None else f"; {share:.1%} of the held-out text would have had one in training"
+    return f"{stage}: left out {counts['removed']:,} near-duplicates, {counts['removed_bytes'] / 1e6:,.1f} MB{held_out}"
+
+
 def training_plan(
     steps: int, last_step: int, tokens_per_step: int, flops_per_token: float, parameters: int, processes: int
 ) -> str:
