@@ -120,8 +120,12 @@ class Experiment:
     @property
     def has_diverged(self) -> bool:
         """Whether its loss or gradient was not finite."""
-        endings = (read_json(state.directory / "status.json") for state in self._states.values())
-        return any(ending.get("tags", {}).get("error", "").startswith("NonFinite:") for ending in endings)
+        return self._ended_by("NonFinite")
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a stage was asked to stop: by this sweep, by its tag in MLflow, or by a signal."""
+        return self._ended_by("Interrupted")
 
     @property
     def error(self) -> str:
@@ -157,6 +161,11 @@ class Experiment:
             return self.log.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
+
+    def _ended_by(self, error: str) -> bool:
+        """Whether a stage told MLflow that it ended by this kind of error."""
+        endings = (read_json(state.directory / "status.json") for state in self._states.values())
+        return any(ending.get("tags", {}).get("error", "").startswith(f"{error}:") for ending in endings)
 
     def _descendants(self) -> list[psutil.Process]:
         try:

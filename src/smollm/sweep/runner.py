@@ -141,12 +141,14 @@ class Runner:
             self._end(number, Outcome.COMPLETE, result)
         elif trial.stop_before is not None:
             self._end(number, Outcome.STOPPED)
-        elif experiment.has_diverged:
-            self._end(number, Outcome.DIVERGED, reason=experiment.error)
         elif (experiment.was_killed or experiment.was_shut_out) and trial.starts < _STARTS:
             cause = "was killed" if experiment.was_killed else "found DVC busy"
             self._say(f"{experiment.name} {cause}; starting it again")
             self._start(number, trial)
+        elif experiment.was_stopped:  # by hand
+            self._end(number, Outcome.STOPPED)
+        elif experiment.has_diverged:
+            self._end(number, Outcome.DIVERGED, reason=experiment.error)
         else:
             self._end(number, Outcome.FAILED, reason=experiment.error)
 
