@@ -23,7 +23,7 @@ PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 docs_packages = $$(python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow coverage bench bench-start check ui compare sample data docs push sync drop sweep
+.PHONY: help setup repro evaluate test test-slow coverage bench bench-start check ui compare sample data docs push sync drop sweep
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ else
 	@python3 -m smollm.operate.tidy
 	@echo "params.yaml now holds preset $(PRESET); back to the full model: make repro PRESET=smollm-135m"
 endif
+
+evaluate: $(ready)  ## measure the finetuned model: held-out text, memorisation, samples (docs/evaluate.md)
+	@mkdir -p evaluate && cmp -s stages/evaluate.yaml evaluate/dvc.yaml || cp stages/evaluate.yaml evaluate/dvc.yaml
+	@python3 -m dvc repro evaluate/dvc.yaml
 
 test: $(ready)  ## run the fast tests (minutes)
 	@python3 -m $(PYTEST) -m "not slow"

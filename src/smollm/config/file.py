@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from smollm.config.corpus import RAW_DATA, CorpusConfig, CorpusSource
+from smollm.config.evaluate import EvaluateConfig
 from smollm.config.evaluation import EvaluationConfig
 from smollm.config.fields import Auto, Problems, between, build_fields
 from smollm.config.model import ModelConfig
@@ -38,6 +39,7 @@ class Config:
     pretrain: TrainingConfig
     finetune: TrainingConfig
     evaluation: EvaluationConfig
+    evaluate: EvaluateConfig
     runtime: RuntimeConfig
     tracking: TrackingConfig
 
@@ -122,6 +124,23 @@ def _check_samples(config: Config, problems: Problems) -> None:
             config.evaluation.sample_tokens,
             f"use {min(50, longest // 2)}",
         )
+
+
+def _check_evaluate(config: Config, problems: Problems) -> None:
+    evaluate, longest = config.evaluate, config.model.max_position_embeddings
+    lengths = {
+        "sequence_length": evaluate.sequence_length or 0,
+        "prompt_tokens": evaluate.prompt_tokens + evaluate.sample_tokens,
+    }
+    for name, length in lengths.items():
+        if length > longest:
+            whole = "" if name == "sequence_length" else ", together with evaluate.sample_tokens,"
+            problems.add(
+                f"evaluate.{name}",
+                f"must{whole} not exceed model.max_position_embeddings ({longest})",
+                length,
+                f"use {longest} or fewer",
+            )
 
 
 def _check_model(config: Config, problems: Problems) -> None:
@@ -258,5 +277,6 @@ _CHECKS: tuple[tuple[Callable[[Config, Problems], None], tuple[str, ...]], ...] 
     (_check_both_optimizers, ("pretrain", "finetune")),
     (_check_start, ("pretrain", "finetune")),
     (_check_samples, ("evaluation", "model")),
+    (_check_evaluate, ("evaluate", "model")),
 )
 """Checks across settings, each with the sections that must be free of problems for it."""

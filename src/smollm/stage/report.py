@@ -40,14 +40,14 @@ def write_training(directory: Path, title: str, records: list[Record], metrics: 
         # a column that is unknown here (MFU on a CPU) is left out: DVC's plots take no blanks
         kept = [0, *(i for i in range(1, len(columns) + 1) if any(row[i] is not None for row in rows))]
         table = [["step", *headings], *(list(row) for row in rows)]
-        _write_table(directory / name, [[row[i] for i in kept] for row in table])
+        write_table(directory / name, [[row[i] for i in kept] for row in table])
     samples = [
         (record.step, prompt, text)
         for record in records
         if record.kind == "sample"
         for prompt, text in zip(record.values["prompts"], record.values["texts"], strict=True)
     ]
-    _write_table(directory / "samples.tsv", [["step", "prompt", "text"], *map(list, samples)])
+    write_table(directory / "samples.tsv", [["step", "prompt", "text"], *map(list, samples)])
     write_json(directory / "metrics.json", metrics)
     write_log(directory / "training_log.txt", records)
     _draw_losses(directory / "loss.svg", title, records, metrics["best_step"])
@@ -127,7 +127,8 @@ def _time(record: Record) -> str:
     return datetime.datetime.fromtimestamp(record.time).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
-def _write_table(path: Path, rows: list[list[Any]]) -> None:
+def write_table(path: Path, rows: list[list[Any]]) -> None:
+    """Write rows, the heading first, as a TSV."""
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
     write_atomically(path, text.getvalue())

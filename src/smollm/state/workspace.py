@@ -38,7 +38,7 @@ class Workspace:
 
     def stage(self, name: str) -> dict[str, Any]:
         """The stage's entry in dvc.yaml."""
-        return _stages((self.directory / "dvc.yaml").read_text(encoding="utf-8"))[name]
+        return _stages((self._pipeline(name) / "dvc.yaml").read_text(encoding="utf-8"))[name]
 
     def fingerprint(self, name: str, inputs: dict[str, str | None]) -> str:
         """Of the stage as it would run now, with these `inputs`."""
@@ -90,9 +90,14 @@ class Workspace:
         command = self._recorded(name).get("cmd", "")
         return fingerprint_of(command, self.recorded_inputs(name), self.recorded_params(name) or {}) == fingerprint
 
+    def _pipeline(self, name: str) -> Path:
+        """The folder of the stage's dvc.yaml: one of its own, for an optional stage, or the workspace."""
+        own = self.directory / name
+        return own if (own / "dvc.yaml").exists() else self.directory
+
     def _recorded(self, name: str) -> dict[str, Any]:
         """The stage's entry in dvc.lock, empty where it has none."""
-        lock = self.directory / "dvc.lock"
+        lock = self._pipeline(name) / "dvc.lock"
         # not by PyYAML, to which DVC's `1e-05` is a text
         stages = read_values(lock).get("stages", {}) if lock.exists() else {}
         entry: dict[str, Any] = stages.get(name, {})

@@ -152,3 +152,13 @@ def run_incomplete(error: Exception) -> str:
 
 def checkpoint_damaged(error: Exception) -> str:
     return f"{error}; going back to the checkpoint before it"
+
+
+def measured(name: str, seconds: float) -> str:
+    """Stage evaluate has taken one of its measurements, such as held_out_pretrain."""
+    return f"{name.replace('_', ' ')}: measured in {duration(seconds)}"
+
+
+def measured_before(name: str) -> str:
+    """A killed process has taken the measurement."""
+    return f"{name.replace('_', ' ')}: resumed, it was measured before"

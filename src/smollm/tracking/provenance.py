@@ -32,7 +32,7 @@ def git_state(workspace: Path) -> dict[str, str]:
     if not commit:
         return {}
     branch = _git(workspace, "rev-parse", "--abbrev-ref", "HEAD") or ""
-    written = (":!dvc.lock", ":!reports")
+    written = (":!dvc.lock", ":!*/dvc.lock", ":!reports")
     changes = _git(workspace, "status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return {"git.commit": commit, "git.branch": branch, "git.dirty": str(bool(changes)).lower()}
 
@@ -57,7 +57,7 @@ def restore_command(digest: str, paths: list[str]) -> str:
         digest: DVC's md5 of an output that no other result has.
         paths: what to pull.
     """
-    find = f"commit=$(git log --all --format=%H -S {digest} -- dvc.lock | tail -n 1)"
+    find = f"commit=$(git log --all --format=%H -S {digest} -- dvc.lock '*/dvc.lock' | tail -n 1)"
     check = '{ test -n "$commit" || { echo "no commit holds this result"; false; }; }'
     return f"{find} && {check} && git checkout $commit && dvc pull --force {' '.join(paths)}"
 

@@ -41,3 +41,21 @@ def training(stage: str, metrics: dict[str, Any], speed: dict[str, Any], sample:
             "  compare runs      make ui\n",
         ]
     )
+
+
+def evaluation(metrics: dict[str, Any]) -> str:
+    """The results of the stage evaluate, from its metrics.json."""
+    lines = ["\nevaluate: done"]
+    for text in ("pretrain", "finetune"):
+        values = metrics[text]
+        runs = (values[key]["longest_tokens"] for key in ("overlap", "held_out_overlap"))
+        lines.append(
+            f"  {text:<18}{values['bits_per_byte']:.3f} bits per byte of its held-out text; a sample shares at most "
+            "{} tokens in a row with training text, held-out text {}".format(*runs)
+        )
+    if "code" in metrics:
+        code = metrics["code"]
+        real = f"{code['held_out_accepted']:.0%} of held-out files"
+        lines.append(f"  Python            the parser accepts {code['accepted']:.0%} of samples, {real}")
+    lines += [f"  {task:<18}{values}" for task, values in metrics.get("tasks", {}).items()]
+    return "\n".join([*lines, "  report            reports/evaluate/report.md\n"])

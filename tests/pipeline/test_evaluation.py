@@ -1,0 +1,74 @@
+"""The optional stage `evaluate` in a real pipeline: off the main path, killed, resumed, reported."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from support.clone import Clone, environment
+from support.mlflow_runs import client, runs
+
+EXACT = ("report.md", "metrics.json", "positions.tsv", "sources.tsv", "samples.tsv", "positions.svg", "overlap.svg")
+
+
+def make_evaluate(project: Clone) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        ["make", "evaluate", "VENV="],
+        cwd=project.directory,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_make_evaluate_survives_a_kill_and_is_no_part_of_the_pipeline_before_it(tmp_path: Path) -> None:
+    project = Clone.of_working_tree(tmp_path / "project", with_tokens=True)
+    project.set({"evaluate.sequence_length": 32, "evaluate.samples": 8, "evaluate.sample_tokens": 32})
+    project.commit("params")
+    project.repro()
+    assert "up to date" in project.dvc("status").stdout
+    assert "failed to load" not in project.dvc("metrics", "show").stdout
+
+    with make_evaluate(project) as process:
+        while not list(project.directory.glob(".resume/evaluate/*/data/samples_pretrain.json")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    with make_evaluate(project) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "held out pretrain: resumed, it was measured before" in output
+    assert "samples pretrain: resumed" in output
+
+    assert project.repro() == []
+    project.commit("evaluated")
+    assert "up to date" in project.dvc("status").stdout
+    assert "reports/evaluate/metrics.json" in project.dvc("metrics", "show").stdout
+    project.dvc("plots", "show", "--out", str(tmp_path / "plots"))
+    assert "position in the context" in (tmp_path / "plots" / "index.html").read_text()
+
+    (run,), (parent,) = runs(project)["evaluate"], runs(project)["finetune"]
+    metrics = project.json("reports/evaluate/metrics.json")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.data.metrics["evaluate/finetune_bits_per_byte"] == metrics["finetune"]["bits_per_byte"]
+    assert "report.md" in {file.path for file in client(project).list_artifacts(run.info.run_id)}
+    page = (project.directory / "reports" / "evaluate" / "report.md").read_text()
+    assert metrics["model"] in page and f"{metrics['pretrain']['bits_per_byte']:.4f}" in page
+
+    before = {name: (project.directory / "reports" / "evaluate" / name).read_bytes() for name in EXACT}
+    project.dvc("repro", "--force", "--single-item", "evaluate/dvc.yaml")
+    for name, content in before.items():
+        assert (project.directory / "reports" / "evaluate" / name).read_bytes() == content, name
+
+    project.set({"evaluate.tasks": ["nonesuch"]})  # retrains nothing, and is refused before anything is measured
+    assert project.repro() == []
+    refused = project.dvc("repro", "evaluate/dvc.yaml", check=False)
+    assert refused.returncode != 0 and "Traceback" not in refused.stdout
+    assert "params.yaml: evaluate.tasks must" in refused.stdout
