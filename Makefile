@@ -23,7 +23,7 @@ PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 docs_packages = $$(python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro evaluate test test-slow coverage bench bench-start check ui compare sample data docs push sync drop sweep
+.PHONY: help setup repro evaluate test test-slow coverage bench bench-start check ui compare sample data docs push sync prune drop sweep
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ push: $(ready)  ## copy checkpoints, models and data to the DVC remote
 
 drop: $(ready)  ## remove a state that was kept after an edit (STATE=pretrain/..., as `make repro` names it)
 	@python3 -m smollm.operate.tidy $(or $(STATE),$(error make drop wants STATE=..., the name of a folder below .resume/))
+
+prune: $(ready)  ## delete for good the runs that were deleted in MLflow
+	@python3 -m smollm.tracking.prune
 
 sync: $(ready)  ## send to MLflow what it missed while it did not answer
 	@python3 -m smollm.tracking.outbox

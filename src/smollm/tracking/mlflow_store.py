@@ -74,7 +74,7 @@ class MlflowStore:
         The repository's own is relative, so that it stays the same where the repository is moved; another one is
         without user and password.
         """
-        if self._is_own:
+        if self.is_own:
             return f"sqlite:///{self.root.name}/{self._database.name}"
         netloc = urlsplit(self.uri).netloc
         return self.uri.replace(netloc, netloc.rpartition("@")[2], 1) if "@" in netloc else self.uri
@@ -93,7 +93,7 @@ class MlflowStore:
         return self.root / "mlflow.db"
 
     @property
-    def _is_own(self) -> bool:
+    def is_own(self) -> bool:
         return self.uri == sqlite_uri(self._database)
 
     def prepare(self) -> None:
@@ -103,7 +103,7 @@ class MlflowStore:
             OSError: `mlruns` or the database cannot be written.
             sqlite3.Error: the database is damaged or busy.
         """
-        if not self._is_own:
+        if not self.is_own:
             return
         with locked(self.root / ".lock"):
             if self._database.exists() and not os.access(self._database, os.R_OK | os.W_OK):

@@ -45,9 +45,16 @@ def register(
         tags = version.tags | ({"logged_model": logged_model} if logged_model else {})
         client.create_model_version(version.model, source, run_id, tags=tags, description=version.description)
     deadline.check()
-    corpus = version.tags.get(_CORPUS)
-    versions = client.search_model_versions(f"name = '{version.model}'")
+    name_best(client, version.model)
+
+
+def name_best(client: "MlflowClient", model: str) -> None:
+    """Give the alias `best` to the best version of a registered model on the text of its newest one."""
+    versions = client.search_model_versions(f"name = '{model}'")
+    if not versions:
+        return
+    corpus = max(versions, key=lambda version: int(version.version)).tags.get(_CORPUS)
     rivals = [other for other in versions if other.tags.get(_CORPUS) == corpus and _BITS_PER_BYTE in other.tags]
     if rivals:
         best = min(rivals, key=lambda other: (float(other.tags[_BITS_PER_BYTE]), int(other.version)))
-        client.set_registered_model_alias(version.model, BEST, best.version)
+        client.set_registered_model_alias(model, BEST, best.version)
