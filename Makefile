@@ -23,7 +23,7 @@ PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 docs_packages = $$(python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro evaluate test test-slow coverage bench bench-start check ui compare sample data docs push sync prune drop sweep
+.PHONY: help setup repro evaluate test test-slow coverage bench bench-start check ui compare sample data docs push sync prune drop sweep publish gguf
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ ifneq ($(VENV),)
 	python3 -m pip install --quiet --disable-pip-version-check --constraint requirements.lock $(docs_packages)
 endif
 	@python3 docs/site/build.py
+
+publish: $(ready)  ## publish the model to the Hugging Face hub: REPO=user/name (MODEL=low ARGS="--private --license mit")
+	@python3 -m smollm.share.publish $(REPO) $(if $(MODEL),--model "$$MODEL") $(ARGS)
 
 push: $(ready)  ## copy checkpoints, models and data to the DVC remote
 	@python3 -m dvc push

@@ -14,7 +14,7 @@ ORDER = (
     {"stage"},
     {"operate"},
     {"corpus", "training"},
-    {"sample", "sweep", "evaluate"},
+    {"evaluate", "sample", "share", "sweep"},
 )
 """Packages by role; each imports only from sets to the left of its own."""
 

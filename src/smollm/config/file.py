@@ -75,7 +75,8 @@ def config_of(values: dict[str, Any], file: str) -> Config:
 def read_values(path: Path) -> dict[str, Any]:
     """The file's plain values, unchecked: numbers as OmegaConf reads them (`3e-4` is a number)."""
     try:
-        loaded = _parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        loaded = _parse(text)
     except FileNotFoundError:
         raise ConfigError(f"{path.name}: must exist, got no file in {path.parent}; copy one from presets/") from None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
@@ -83,7 +84,12 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name}: must be a YAML file, got an error: {reason}; fix that line") from None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path.name}: must hold sections with settings, got a list; copy a file from presets/")
-    values = OmegaConf.to_container(loaded, resolve=False)
+    return parse_values(text)
+
+
+def parse_values(text: str) -> dict[str, Any]:
+    """The plain values in a text of YAML that is known to hold sections, as `read_values` gives them."""
+    values = OmegaConf.to_container(_parse(text), resolve=False)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

@@ -91,7 +91,7 @@ def read_model(directory: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
     Raises:
         CheckpointError: the folder has no such model, or a damaged one.
     """
-    config = _read_config(directory / "config.json")
+    config = read_config(directory / "config.json")
     with torch.device("meta"):  # no weights are drawn
         model = LlamaForCausalLM(config)
     weights = _read_weights(directory)
@@ -111,7 +111,12 @@ def read_model(directory: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
     return model, _read_tokenizer(directory / "tokenizer.json", config)
 
 
-def _read_config(path: Path) -> ModelConfig:
+def read_config(path: Path) -> ModelConfig:
+    """The shape of the model whose config.json this is.
+
+    Raises:
+        CheckpointError: it is no Llama's, or one of another kind than this project's.
+    """
     values = read_json(path)
     if not values:
         raise CheckpointError(

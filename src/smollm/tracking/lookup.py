@@ -1,5 +1,6 @@
 """Find a run in MLflow by what people call it: its id, the start of its id, or a version of the model registry."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ def artifact_texts(store: MlflowStore, run_id: str, names: list[str]) -> dict[st
     """
 
     def read() -> dict[str, str]:
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
         client = store.client()
         import mlflow
 
