@@ -2,7 +2,7 @@
 #
 # VENV=.venv   the environment to make and use; `VENV=` (empty) uses the active python3 as it is
 # PRESET=...   for `make repro`: a file of presets/, copied into params.yaml and run as an experiment
-# MODEL=...    for `make sample` and `make publish`: a folder, a DVC or Git revision, or an MLflow run's id
+# MODEL=...    for `make sample`, `make publish` and `make gguf`: a folder, a DVC or Git revision, or an MLflow run's id
 
 SHELL := /bin/bash
 VENV ?= .venv
@@ -104,6 +104,9 @@ endif
 
 publish: $(ready)  ## publish the model to the Hugging Face hub: REPO=user/name (MODEL=low ARGS="--private --license mit")
 	@python3 -m smollm.share.publish $(REPO) $(if $(MODEL),--model "$$MODEL") $(ARGS)
+
+gguf: $(ready)  ## write the model as FILE=model.gguf for llama.cpp (MODEL=low ARGS="--type f16")
+	@python3 -m smollm.share.gguf $(or $(FILE),$(error make gguf wants FILE=model.gguf)) $(if $(MODEL),--model "$$MODEL") $(ARGS)
 
 push: $(ready)  ## copy checkpoints, models and data to the DVC remote
 	@python3 -m dvc push
