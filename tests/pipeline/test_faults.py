@@ -209,7 +209,7 @@ def test_an_edit_never_resumes_what_was_there(is_killed: bool, tmp_path: Path) -
         if is_killed:
             kill_after(project, 12)
         else:
-            assert "resumed from" not in project.dvc("repro").stdout
+            assert "resumed from" not in project.dvc("repro", "pretrain").stdout
         edit(project)
     output = project.dvc("repro").stdout
     assert "resumed from" not in output

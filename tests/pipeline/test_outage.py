@@ -66,6 +66,12 @@ def assert_has_its_checkpoints(store: mlflow.MlflowClient, run: mlflow.entities.
         assert project.json(f"{model.params['path']}/trainer_state.json")["step"] in kept
 
 
+def stages_in(store: mlflow.MlflowClient, experiment: str) -> set[str]:
+    """The stages that have a run in an experiment."""
+    found = store.get_experiment_by_name(experiment)
+    return {run.data.tags["stage"] for run in store.search_runs([found.experiment_id])} if found else set()
+
+
 def test_a_server_that_is_dead_from_the_start_costs_nothing(tmp_path: Path) -> None:
     project = project_in(tmp_path)
     with mlflow_server(tmp_path / "server") as server:
@@ -170,7 +176,7 @@ def test_a_full_disk_under_mlruns_stops_no_training(tmp_path: Path) -> None:
 
 
 def test_a_team_server_on_postgresql_serves_two_repositories_and_no_secret(tmp_path: Path) -> None:
-    one, other = project_in(tmp_path / "one"), project_in(tmp_path / "other")
+    one, other = project_in(tmp_path / "one"), project_in(tmp_path / "other", pretrain=600)
     one.set({"tracking.store_weights": True})
     other.set({"tracking.registered_model": None, "pretrain.optimizer.lr": 1e-3, "tracking.experiment": "other"})
     with postgresql(tmp_path / "postgresql") as backend, mlflow_server(tmp_path / "server", backend) as server:
@@ -178,15 +184,18 @@ def test_a_team_server_on_postgresql_serves_two_repositories_and_no_secret(tmp_p
         secret = secrets.token_hex()
         uri = server.uri.replace("http://", f"http://someone:{secret}@")
         said = one.dvc("repro", MLFLOW_TRACKING_URI=uri).stdout
+        store = mlflow.MlflowClient(server.uri)
         with other.start(MLFLOW_TRACKING_URI=uri) as process:
             wait_for_step(other, process, 12)
+            while "pretrain" not in stages_in(store, "other"):
+                assert process.poll() is None, "ended before MLflow was told of it"
+                time.sleep(0.1)
             process.kill()
             subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
             said += process.communicate()[0]
         other.set({"pretrain.optimizer.lr": 2e-3})
         said += other.dvc("repro", MLFLOW_TRACKING_URI=uri).stdout
         assert_has_all(server.uri, one)
-        store = mlflow.MlflowClient(server.uri)
         (version,) = store.search_model_versions("name = 'smollm'")
         served = content(Path(store.download_artifacts(version.run_id, "model", str(tmp_path))))
         assert served.pop("pointer.json")
