@@ -19,7 +19,7 @@ MOST_PROCESSES = 16
 
 
 def in_order(
-    items: Iterable[T], work: Callable[[P, T], R], start: Callable[[], P], most: int = MOST_PROCESSES
+    items: Iterable[T], work: Callable[[P, T], R], start: Callable[[], P], max_processes: int = MOST_PROCESSES
 ) -> Generator[tuple[T, R], None, None]:
     """Yield each item with the result of its work, in the order of the items.
 
@@ -27,12 +27,12 @@ def in_order(
         items: read ahead by about twice as many as there are processes.
         work: has a process do the work of an item; called in threads.
         start: starts a process; called when one is needed. All processes end with the generator.
-        most: the largest number of processes; there is at most one per core.
+        max_processes: the largest number of processes; there is at most one per core.
 
     Raises:
         CorpusError: what `work` raises, for example because a process ended.
     """
-    process_count = min(core_count(), most)
+    process_count = min(core_count(), max_processes)
     free: queue.SimpleQueue[P] = queue.SimpleQueue()
     processes: list[P] = []
 
@@ -62,14 +62,14 @@ def in_order(
             process.close()
 
 
-def batches(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Group items until a group has the size `most`."""
+def batches(items: Iterable[T], size_of: Callable[[T], int], full_size: int) -> Iterator[list[T]]:
+    """Group items until a group has at least `full_size`."""
     batch: list[T] = []
     size = 0
     for item in items:
         batch.append(item)
         size += size_of(item)
-        if size >= most:
+        if size >= full_size:
             yield batch
             batch, size = [], 0
     if batch:
@@ -81,9 +81,9 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_ahead(items: Iterator[T], most: int = 4) -> Iterator[T]:
-    """The same items; a thread fetches up to `most` of them before they are asked for."""
-    fetched: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(most)
+def read_ahead(items: Iterator[T], count: int = 4) -> Iterator[T]:
+    """The same items; a thread fetches up to `count` of them before they are asked for."""
+    fetched: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(count)
     is_over = threading.Event()
 
     def put(item: T | None, error: BaseException | None = None) -> None:

@@ -44,7 +44,7 @@ class Document:
         return "".join(self.parts())
 
 
-def in_parts(chunks: Iterable[str], most: int = PART) -> Iterator[str]:
+def in_parts(chunks: Iterable[str], max_characters: int = PART) -> Iterator[str]:
     """Join `chunks` and cut the text into parts, where every common pre-tokenizer cuts it too.
 
     Encoded one by one, the parts therefore give the same ids as the whole text. The cut is between a letter and white
@@ -53,14 +53,14 @@ def in_parts(chunks: Iterable[str], most: int = PART) -> Iterator[str]:
 
     Args:
         chunks: a text in pieces of any length.
-        most: the largest number of characters in a part.
+        max_characters: the largest number of characters in a part.
     """
     pending = ""
     for chunk in chunks:
         pending += chunk
         start = 0
-        while len(pending) - start > most:
-            end = _cut_before(pending, start, start + most)
+        while len(pending) - start > max_characters:
+            end = _cut_before(pending, start, start + max_characters)
             yield pending[start:end]
             start = end
         pending = pending[start:]

@@ -16,7 +16,7 @@ from smollm.corpus.child_pool import batches, in_order
 from smollm.corpus.digests import Digests
 from smollm.corpus.document import PART, Document
 from smollm.corpus.signing_process import BAND_BYTES, HASHES, SigningProcess
-from smollm.corpus.source import LeftOut, Source
+from smollm.corpus.source import LeftOutCounts, Source
 from smollm.state.tokens import TRAIN, VALIDATION
 
 _BATCH_BYTES = 250_000
@@ -37,14 +37,14 @@ class Reading(NamedTuple):
 
     document: Document
     signature: bytes
-    left_out: LeftOut
+    left_out: LeftOutCounts
     """What the source had left out by then."""
 
 
 class _Outcome(NamedTuple):
     """What a source gave next: a document, or the error that ended the reading."""
 
-    left_out: LeftOut
+    left_out: LeftOutCounts
     document: Document | None = None
     error: Exception | None = None
 

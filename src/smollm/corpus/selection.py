@@ -10,7 +10,7 @@ from smollm.config.corpus import CorpusConfig
 from smollm.corpus.digests import Digests
 from smollm.corpus.document import Document
 from smollm.corpus.near_duplicates import NearDuplicateCounts, SimilarTexts, signed
-from smollm.corpus.source import LeftOut, Source
+from smollm.corpus.source import LeftOutCounts, Source
 from smollm.errors import CorpusError
 from smollm.state.tokens import TRAIN, VALIDATION
 
@@ -118,7 +118,7 @@ class SelectionCounts:
     """Kept documents whose text an earlier stage has too."""
     limit: str | None = None
     """The setting that ended the selection before the end of the source, if one did."""
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: LeftOutCounts = field(default_factory=LeftOutCounts)
     """What the source left out before the end of the selection."""
     near: NearDuplicateCounts = field(default_factory=NearDuplicateCounts)
 

@@ -17,7 +17,7 @@ STAGES = ("pretrain", "finetune")
 
 
 @dataclass
-class LeftOut:
+class LeftOutCounts:
     """How many documents were left out while a source was read, by reason."""
 
     blank: int = 0
@@ -36,7 +36,7 @@ class Source:
         self.config: SourceConfig = getattr(corpus, stage)
         self.packages = corpus.packages
         self.workspace = workspace
-        self.left_out = LeftOut()
+        self.left_out = LeftOutCounts()
         """Counts of the reading that goes on, or went last."""
         self.signatures: dict[str, bytes] = {}
         """Signatures of some texts that were read, by sha256, see `near_duplicates.signed`."""
@@ -55,7 +55,7 @@ class Source:
             CorpusSource.FILES: self._files,
             CorpusSource.HUB: self._hub,
         }
-        self.left_out = LeftOut()
+        self.left_out = LeftOutCounts()
         for document in readers[self.config.source]():
             if document.is_blank:
                 self.left_out.blank += 1
