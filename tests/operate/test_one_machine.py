@@ -77,7 +77,7 @@ def test_killed_processes_are_restarted_from_the_last_checkpoint(tmp_path: Path)
     with project.start() as process:
         wait_for_step(project, process, 12)
         os.kill(workers(project)[0], signal.SIGKILL)
-        wait_for_step(project, process, 28)
+        wait_for_step(project, process, 20)
         os.kill(workers(project)[1], signal.SIGKILL)
         output, _ = process.communicate()
     assert process.returncode == 0, output

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 from support.mlflow_runs import runs
-from support.process_groups import agent, losses, rendezvous, start_without_dvc, two_machines, undisturbed, workers
+from support.process_groups import (
+    STEPS,
+    agent,
+    losses,
+    rendezvous,
+    start_without_dvc,
+    two_machines,
+    undisturbed,
+    wait_for_workers,
+)
 from support.small_disk import fill, small_disk
 from support.training_runs import last_step, wait_for_step
 
@@ -21,7 +30,7 @@ def test_two_machines_train_as_one_whatever_ends_them_before(tmp_path: Path) -> 
     for signalled in (here, there):
         variables = rendezvous()
         with start_without_dvc(there, **variables) as other, here.start("pretrain", **variables) as process:
-            wait_for_step(here, process, last_step(here.directory) + 6)
+            wait_for_step(here, process, last_step(here.directory) + 2)
             os.kill(agent(signalled), signal.SIGTERM)
             output, _ = process.communicate(timeout=30)
             others, _ = other.communicate(timeout=30)
@@ -44,8 +53,10 @@ def test_two_machines_train_as_one_whatever_ends_them_before(tmp_path: Path) -> 
     there.run("git", "checkout", "-q", "params.yaml")
     variables = rendezvous()
     with start_without_dvc(there, **variables) as other, here.start("pretrain", **variables) as process:
-        wait_for_step(here, process, int(stopped[0]) + 6)
-        os.kill(workers(there)[0], signal.SIGKILL)
+        (victim,) = wait_for_workers(there, 1)
+        wait_for_step(here, process, int(stopped[0]) + 2)
+        os.kill(victim, signal.SIGKILL)
+        assert last_step(here.directory) < STEPS, "killed too late"
         output, _ = process.communicate()
         others, _ = other.communicate(timeout=60)
     assert (process.returncode, other.returncode) == (0, 0), output + others

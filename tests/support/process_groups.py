@@ -8,12 +8,14 @@ from pathlib import Path
 from support.clone import Clone, environment, shared
 from support.servers import free_port
 
+STEPS = 40
+
 EVERY_STEP = {
     "pretrain.dropout": 0.2,
     "pretrain.label_smoothing": 0.1,
     "pretrain.ema_decay": 0.9,
     "pretrain.log_every_steps": 1,
-    "pretrain.steps": 40,
+    "pretrain.steps": STEPS,
     "pretrain.sequences_per_step": 12,  # for 1, 2, 3 and 4 processes
     "finetune.steps": 10,
     "finetune.sequences_per_step": 12,
@@ -53,6 +55,15 @@ def workers(project: Clone) -> list[int]:
         if rank is not None:
             pids[int(rank[5:])] = int(entry.name)
     return [pids[rank] for rank in sorted(pids)]
+
+
+def wait_for_workers(project: Clone, count: int) -> list[int]:
+    """The processes that train, as soon as there are so many: they then import for seconds before their first step."""
+    deadline = time.monotonic() + 120
+    while len(pids := workers(project)) < count:
+        assert time.monotonic() < deadline, "too few processes"
+        time.sleep(0.02)
+    return pids
 
 
 def agent(project: Clone) -> int:

@@ -7,8 +7,8 @@ group of size 1 and its own rank 0.
 import gc
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -89,6 +89,24 @@ class Group:
             while self.store.add("end/readers", 0) < self.size and time.monotonic() < deadline:
                 time.sleep(0.1)
         return report
+
+    @contextmanager
+    def reporting_failure(self) -> Iterator[None]:
+        """Within it an error of rank 0 is known to the other ranks at once, though it announces it only later."""
+        try:
+            yield
+        except Exception:
+            if self.store is not None and self.is_rank_zero:
+                with suppress(distributed.DistError):  # the process that serves the store is gone
+                    self.store.set("rank 0 failed", "")
+            raise
+
+    def has_rank_zero_failed(self) -> bool:
+        """Whether rank 0 has an error, which it will announce."""
+        try:
+            return self.store is not None and self.store.check(["rank 0 failed"])
+        except distributed.DistError:
+            return False
 
     def announced(self) -> str | None:
         """What a rank announced, or None; each rank stops asking once it has read something.

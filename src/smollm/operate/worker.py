@@ -34,8 +34,11 @@ _GRACE_SECONDS = 5
 _CLOSE_SECONDS = 60
 """How long a rank that is done may take to leave the group."""
 
-_RANK_ZERO_SECONDS, _RANK_ZERO_SAVING_SECONDS = 90.0, 600.0
-"""How long a failed rank waits for rank 0, which informs MLflow and may save first, to report the same error."""
+_RANK_ZERO_SECONDS = 10.0
+"""How long a failed rank waits for rank 0 to fail as well."""
+
+_RANK_ZERO_REPORT_SECONDS = 600.0
+"""How long rank 0 may take from there to report its error: it saves, and informs MLflow."""
 
 
 def run_worker(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
@@ -85,6 +88,7 @@ class _Watch:
         self._group: Group | None = None
         self._peers: list[int] = []
         self._is_announced = threading.Event()
+        self._has_ended_agent, self._ending_agent = False, threading.Lock()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def follow(self, group: Group) -> None:
@@ -98,14 +102,18 @@ class _Watch:
             signal.signal(number, signal.SIG_IGN)  # the agent sends them once it ends
         report = json.dumps({"message": str(error), "exit_code": error.exit_code})
         if self._group is not None:
-            # an error that all ranks have takes rank 0 longer: it saves, and informs MLflow
-            saves = isinstance(error, Interrupted | NonFinite)
             if not self._group.is_rank_zero:
-                self._is_announced.wait(_RANK_ZERO_SAVING_SECONDS if saves else _RANK_ZERO_SECONDS)
+                self._wait_for_rank_zero(self._group, error)
             if not self._is_announced.is_set():
                 report = self._group.announce(report, _GRACE_SECONDS)
-        _end_agent(report)
+        self._end_agent(report)
         os._exit(error.exit_code)
+
+    def _wait_for_rank_zero(self, group: Group, error: PipelineError) -> None:
+        """Return when rank 0 has announced the error, if it has one too."""
+        all_have_it = isinstance(error, Interrupted | NonFinite)
+        if not self._is_announced.wait(_RANK_ZERO_SECONDS) and (all_have_it or group.has_rank_zero_failed()):
+            self._is_announced.wait(_RANK_ZERO_REPORT_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -113,7 +121,7 @@ class _Watch:
                 if os.getppid() != self._agent:
                     os._exit(1)  # nobody else would end this process
                 if self._group is not None and (report := self._group.announced()) is not None:
-                    _end_agent(report)
+                    self._end_agent(report)
                     break
                 time.sleep(0.2)
         except torch.distributed.DistError:
@@ -121,6 +129,13 @@ class _Watch:
         self._is_announced.set()
         if not self.is_ending.wait(_GRACE_SECONDS):
             _fail("another process is gone")
+
+    def _end_agent(self, report: str) -> None:
+        """End this machine's agent with `report`, unless this process did already."""
+        with self._ending_agent:
+            if not self._has_ended_agent:
+                self._has_ended_agent = True
+                _end_agent(report)
 
 
 def _end_agent(report: str) -> None:

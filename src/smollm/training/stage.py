@@ -62,7 +62,8 @@ class TrainingStage:
             group.broadcast(True)
             if restarts := launch.count_restarts():
                 run.log(announce.processes_restarted(restarts, runtime.max_restarts))
-            self._train(group, Records.of_rank_zero(run.state, runtime.keep_checkpoints, run.log), run)
+            with group.reporting_failure():
+                self._train(group, Records.of_rank_zero(run.state, runtime.keep_checkpoints, run.log), run)
 
         if group.is_rank_zero:
             publish = Publisher(settings, self.tracking, is_final=self.continues is not None)
