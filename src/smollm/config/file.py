@@ -43,6 +43,10 @@ class Config:
     runtime: RuntimeConfig
     tracking: TrackingConfig
 
+    def training(self, stage: str) -> TrainingConfig:
+        """The section of a training stage: `pretrain` or `finetune`."""
+        return self.pretrain if stage == "pretrain" else self.finetune
+
 
 def load(path: Path) -> Config:
     """Read, check and freeze the file at `path`.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smollm.config.corpus import CorpusSource
-from smollm.config.file import Config, load
+from smollm.config.file import load
 from smollm.config.model import ModelConfig
 from smollm.config.training import TrainingConfig
 from smollm.errors import ConfigError, PipelineError, StorageError, TrainingError
@@ -117,7 +117,7 @@ class Preflight:
                 config = load(path)
             except PipelineError:
                 continue
-            training = _training(config, self.stage)
+            training = config.training(self.stage)
             if config.corpus.pretrain.source is CorpusSource.FILES or training.steps is None:
                 continue  # needs a text that may be missing
             hours[path.stem] = _step_flops(config.model, training) * training.steps / rate / 3600
@@ -136,16 +136,13 @@ def refuse_endless(workspace: Workspace) -> None:
     """
     config = load(workspace.directory / "params.yaml")
     for stage in ("pretrain", "finetune"):
-        training = _training(config, stage)
+        training = config.training(stage)
         limit = Preflight(stage, config.model, training, config.runtime.max_hours, workspace.directory / "presets")
         if training.steps is None:
             continue  # epochs of a text that is still to be read; the stage's own start checks them
         if limit.is_short(training.steps) or workspace.recorded_params(stage) == workspace.params(stage):
             continue
-        from smollm.device.hardware import (
-            choose,
-            count_processes,
-        )  # imports torch, which takes seconds
+        from smollm.device.hardware import choose, count_processes  # imports torch, which takes seconds
 
         try:
             hardware, processes = choose(config.runtime), count_processes(config.runtime, training.sequences_per_step)
@@ -175,7 +172,3 @@ def checkpoint_bytes(model: ModelConfig, training: TrainingConfig) -> int:
 
 def _step_flops(model: ModelConfig, training: TrainingConfig) -> float:
     return flops_per_token(model, training.sequence_length) * training.tokens_per_step
-
-
-def _training(config: Config, stage: str) -> TrainingConfig:
-    return config.pretrain if stage == "pretrain" else config.finetune
