@@ -15,9 +15,12 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
 
 from smollm.config.runtime import RuntimeConfig
 from smollm.device.group import Group
@@ -25,9 +28,6 @@ from smollm.device.hardware import count_processes
 from smollm.errors import PipelineError, TrainingError
 from smollm.operate.worker import REPORT, run_worker
 from smollm.state.state_lock import LEADER
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 _JOIN_SECONDS = 600
 """How long machines wait for each other by default: torchrun's own figure (join_timeout in PET_RDZV_CONF)."""
@@ -65,12 +65,6 @@ def count_restarts() -> int:
 
 def _run_agent(stage: str, processes: int, restarts: int) -> None:
     """Start the stage's processes on this machine, and return when they have all succeeded."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.run import parse_args
-    from torch.distributed.run import run as torchrun
-
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # the one-line error says it all
@@ -85,7 +79,7 @@ def _run_agent(stage: str, processes: int, restarts: int) -> None:
         if not is_alone:
             _limit_rendezvous(stage, Path(directory))
         try:
-            torchrun(parse_args([*arguments, "-m", f"stages.{stage}"]))  # type: ignore[no-untyped-call]
+            torchrun.run(torchrun.parse_args([*arguments, "-m", f"stages.{stage}"]))  # type: ignore[no-untyped-call]
         except (ChildFailedError, SignalException, RendezvousError, ValueError, torch.distributed.DistError) as error:
             raise _reported_error(Path(directory)) or TrainingError(f"{stage}: {_describe(error)}") from None
 
@@ -140,10 +134,6 @@ def _limit_rendezvous(stage: str, directory: Path) -> None:
 
 def _describe(error: Exception) -> str:
     """What happened, and what to do; the traceback of a process that failed first goes to stderr."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
-
     go_on = "`dvc repro` continues from the last checkpoint"
     if isinstance(error, ChildFailedError):
         # ranks that lose a peer fail as well, within the same second
@@ -164,10 +154,11 @@ def _describe(error: Exception) -> str:
         return f"fewer than {nodes} machines (PET_NNODES) came to {where} in time; start the stage on all of them"
     if isinstance(error, ValueError):
         return f"torchrun refuses its settings (PET_...): {error}; correct them"
-    return _no_rendezvous(_first_line(error.__cause__ or error))
+    reason = error.__cause__ or error
+    return _no_rendezvous(next(iter(str(reason).splitlines()), type(reason).__name__))
 
 
-def _failed_at(failure: "ProcessFailure") -> float:
+def _failed_at(failure: ProcessFailure) -> float:
     """When a process failed: the time that it recorded, else torchrun's, in whole seconds."""
     record = failure.error_file_data["message"]
     return float(record["extraInfo"]["timestamp"] if isinstance(record, dict) else failure.timestamp)
@@ -176,10 +167,6 @@ def _failed_at(failure: "ProcessFailure") -> float:
 def _no_rendezvous(answer: str) -> str:
     where = os.environ.get("PET_RDZV_ENDPOINT", "127.0.0.1")
     return f"the machines could not meet at {where} (PET_RDZV_ENDPOINT): {answer}; is the port free and open?"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _reported_error(directory: Path) -> PipelineError | None:

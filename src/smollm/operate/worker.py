@@ -131,26 +131,22 @@ class _Watch:
             _fail("another process is gone")
 
     def _end_agent(self, report: str) -> None:
-        """End this machine's agent with `report`, unless this process did already."""
+        """Hand `report` to this machine's agent and end it, once, by a signal: after a failure it would restart all."""
         with self._ending_agent:
-            if not self._has_ended_agent:
-                self._has_ended_agent = True
-                _end_agent(report)
-
-
-def _end_agent(report: str) -> None:
-    """Hand `report` to this machine's agent and end it: after a signal, unlike a failure, it restarts nothing."""
-    message = json.loads(report)["message"]
-    if LEADER not in os.environ:  # torchrun was started by hand, and would not print it
-        sys.stderr.write(f"\nERROR: {message}\n")
-        return
-    path = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1] / REPORT
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(report)
-    except FileExistsError:  # another process did; a second signal would cut the end short
-        return
-    except OSError:  # the disk is full, which may be what the report says
-        sys.stderr.write(f"\nERROR: {message}\n")
-        path.unlink(missing_ok=True)
-    os.kill(os.getppid(), signal.SIGTERM)
+            if self._has_ended_agent:
+                return
+            self._has_ended_agent = True
+            message = json.loads(report)["message"]
+            if LEADER not in os.environ:  # torchrun was started by hand, and would not print it
+                sys.stderr.write(f"\nERROR: {message}\n")
+                return
+            path = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1] / REPORT
+            try:
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(report)
+            except FileExistsError:  # another process did; a second signal would cut the end short
+                return
+            except OSError:  # the disk is full, which may be what the report says
+                sys.stderr.write(f"\nERROR: {message}\n")
+                path.unlink(missing_ok=True)
+            os.kill(os.getppid(), signal.SIGTERM)
