@@ -58,9 +58,12 @@ def run(stage: str, runtime: RuntimeConfig, sequences: int, work: Callable[[Grou
         _run_agent(stage, processes, runtime.max_restarts)
 
 
-def count_restarts() -> int:
-    """How many times the processes of this group have been restarted because one of them ended."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def count_restarts(group: Group) -> int:
+    """How many times the processes of `group` have been restarted because one of them ended; every rank asks at once.
+
+    The agent of the machine where one ended counts; another agent may see the machines meet again, which does not.
+    """
+    return group.all_reduce(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), max)
 
 
 def _run_agent(stage: str, processes: int, restarts: int) -> None:

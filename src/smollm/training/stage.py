@@ -57,10 +57,11 @@ class TrainingStage:
     def _run(self, group: Group) -> None:
         """Run the stage as one process of `group`: rank 0 writes, the others train whenever it does."""
         settings, runtime = self.settings, self.settings.runtime
+        restarts = launch.count_restarts(group)
 
         def work(run: StageRun) -> None:
             group.broadcast(True)
-            if restarts := launch.count_restarts():
+            if restarts:
                 run.log(announce.processes_restarted(restarts, runtime.max_restarts))
             with group.reporting_failure():
                 self._train(group, Records.of_rank_zero(run.state, runtime.keep_checkpoints, run.log), run)
