@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(f"\nERROR: stopped by {signal.Signals(number).name}; `dvc repro` continues")
 
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process whose peer is gone would print torch's C++ stack
 gc.disable()  # until the stage begins: it would take a fifth of the time of all imports
 for _number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(_number, _stop)

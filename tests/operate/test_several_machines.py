@@ -71,7 +71,19 @@ def test_two_machines_train_as_one_whatever_ends_them_before(tmp_path: Path) -> 
 
 
 def test_what_fails_on_one_machine_alone_ends_all_with_its_line(tmp_path: Path) -> None:
+    """A device that the second one lacks, then a full disk of the first one."""
     here, there = two_machines(tmp_path)
+    there.set({"runtime.device": "mps"})
+    variables = rendezvous()
+    with start_without_dvc(there, **variables) as other:
+        refused = here.dvc("repro", "pretrain", check=False, **variables)
+        others, _ = other.communicate(timeout=60)
+    (line,) = re.findall(r"^ERROR: .*", others, re.M)
+    assert line.startswith("ERROR: params.yaml: runtime.device must be a device of this machine, got 'mps'")
+    assert refused.stdout.count(line) == 1, refused.stdout
+    assert refused.returncode != 0
+
+    there.run("git", "checkout", "-q", "params.yaml")
     variables = rendezvous()
     with (
         small_disk(here.directory / ".resume", 16384),

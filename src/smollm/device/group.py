@@ -76,7 +76,7 @@ class Group:
             distributed.destroy_process_group()
 
     def announce(self, report: str, seconds: float) -> str:
-        """Tell all ranks why the group ends, and wait at most `seconds` until each has read it.
+        """Tell all ranks why the group ends, and wait at most `seconds` until each has acknowledged it.
 
         Returns:
             What was announced first, by this rank or another.
@@ -86,7 +86,7 @@ class Group:
         with suppress(distributed.DistError):  # the process that serves the store is gone
             report = str(self.store.compare_set("end", "", report), "utf-8")
             deadline = time.monotonic() + seconds
-            while self.store.add("end/readers", 0) < self.size and time.monotonic() < deadline:
+            while self.store.add("end/acknowledged", 0) < self.size and time.monotonic() < deadline:
                 time.sleep(0.1)
         return report
 
@@ -109,15 +109,20 @@ class Group:
             return False
 
     def announced(self) -> str | None:
-        """What a rank announced, or None; each rank stops asking once it has read something.
+        """What a rank announced, or None.
 
         Raises:
             DistError: the process that serves the store is gone.
         """
         if self.store is None or not self.store.check(["end"]):
             return None
-        self.store.add("end/readers", 1)
         return str(self.store.get("end"), "utf-8")
+
+    def acknowledge(self) -> None:
+        """Tell the rank that announced why the group ends that this rank has passed it on; called once."""
+        if self.store is not None:
+            with suppress(distributed.DistError):
+                self.store.add("end/acknowledged", 1)
 
     def broadcast(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""

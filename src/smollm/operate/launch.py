@@ -93,8 +93,6 @@ def _set_defaults(processes: int, is_alone: bool) -> None:
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
         # a store that outlives a restart would hand out the addresses of the killed processes
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # a rank whose peer is gone would print torch's C++ stack
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
         # a stop is followed by a checkpoint
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
         # other signals end the agent as they would a single process, or are ignored (`nohup`)

@@ -122,6 +122,7 @@ class _Watch:
                     os._exit(1)  # nobody else would end this process
                 if self._group is not None and (report := self._group.announced()) is not None:
                     self._end_agent(report)
+                    self._group.acknowledge()  # not before: the rank that announced it may take the rendezvous along
                     break
                 time.sleep(0.2)
         except torch.distributed.DistError:
