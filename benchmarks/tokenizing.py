@@ -2,8 +2,8 @@
 
     PYTHONPATH=src python3 benchmarks/tokenizing.py [--gigabytes 1] [--kind jsonl|txt|parquet] [--workspace DIR]
 
-The corpus is made of the Python files of this environment, each time under another first line, so that no
-document is another's duplicate: as rows of JSON lines or Parquet, or one after the other in a single text
+The corpus is made of the Python files of this environment, over and over with their lines in another order, so that
+no document is another's near-duplicate: as rows of JSON lines or Parquet, or one after the other in a single text
 file. What is timed is the pipeline's own way from files to token files. Before and after it the bare tokenizer
 encodes 20 MB of the same documents, which are in memory already, three times; the ratio is between the two rates.
 The peak of resident memory is that of the process that tokenizes and its children, with those 20 MB in it;
@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 import multiprocessing
+import random
 import statistics
 import sysconfig
 import tempfile
@@ -53,7 +54,10 @@ def documents(size: float) -> list[str]:
 def texts(sources: list[str], size: float) -> Iterator[str]:
     written = 0
     for number in itertools.count():
-        text = f"# copy {number // len(sources)} of file {number % len(sources)}\n{sources[number % len(sources)]}"
+        lines = sources[number % len(sources)].splitlines(keepends=True)
+        if number >= len(sources):
+            random.Random(number).shuffle(lines)
+        text = f"# copy {number // len(sources)} of file {number % len(sources)}\n{''.join(lines)}"
         written += len(text.encode())
         if written > size:
             return

@@ -14,7 +14,7 @@ def test_the_commands_that_need_no_network_run_as_they_are_written(tmp_path: Pat
     text = (ROOT / "docs" / "data.md").read_text()
     blocks = [block for block in re.findall(r"```bash\n(.*?)```", text, re.S) if "hub.dataset" not in block]
     assert len(blocks) == 3
-    clone = Clone.of_working_tree(tmp_path / "project")
+    clone = Clone.of_working_tree(tmp_path / "project", with_tokens=True)
     clone.repro("tokenize")
     clone.commit("results")
     look, packages, files = (
