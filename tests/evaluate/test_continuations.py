@@ -13,7 +13,7 @@ from smollm.config.model import ModelConfig
 from smollm.device.hardware import Hardware
 from smollm.errors import ConfigError, CorpusError
 from smollm.evaluate import memory, samples, tasks
-from smollm.evaluate.syntax import is_accepted
+from smollm.evaluate.syntax import has_code, is_accepted
 from smollm.evaluate.text import TEXTS
 from smollm.model.llama import LlamaForCausalLM
 
@@ -84,6 +84,20 @@ def test_no_run_crosses_the_end_of_a_document(tokenizer: Tokenizer, tmp_path: Pa
 )
 def test_python_may_end_too_soon_but_not_be_wrong_before(text: str, accepted: bool) -> None:
     assert is_accepted(text) is accepted
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# Copyright\n# of nobody\nimpo", False),
+        ('"""A docstring\nx = = 1\nthat goes on\n', False),
+        ('"""A docstring."""\nimport os\n', True),
+        ("x = = 1\n", True),
+        ("", False),
+    ],
+)
+def test_a_text_that_is_still_in_its_first_docstring_says_nothing_about_syntax(text: str, expected: bool) -> None:
+    assert has_code(text) is expected
 
 
 def test_tasks_without_lm_eval_are_refused_with_the_way_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

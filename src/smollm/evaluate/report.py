@@ -191,8 +191,9 @@ def _code(metrics: dict[str, Any]) -> list[str]:
     return [
         "## Is it Python?",
         f"Python's own parser accepts {code['accepted']:.0%} of {code['samples']} samples that begin like a held-out "
-        f"file, and {code['held_out_accepted']:.0%} of those files' beginnings, cut off at the same length. A text may "
-        "end too soon, but must not be wrong before its last line.",
+        f"file, and {code['held_out_accepted']:.0%} of {code['held_out']} such files, cut off at the same length. A "
+        "text may end too soon, but must not be wrong before its last line; one that does not get beyond its first "
+        "comment or docstring is not counted.",
     ]
 
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm.config.evaluate import EvaluateConfig
-from smollm.evaluate.memory import statistics
-from smollm.evaluate.syntax import is_accepted
+from smollm.evaluate.memory import REFERENCE, SAMPLE, statistics
+from smollm.evaluate.syntax import has_code, is_accepted
 from smollm.evaluate.text import TEXTS
+
+_KINDS = (SAMPLE, REFERENCE)
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,20 @@ class Results:
                 "held_out_overlap": statistics(of_documents),
             }
         code = [sample for name in TEXTS for sample in self.samples[name] if sample["is_code"]]
-        if code:
+        written, there = (_with_code([sample["prompt"] + sample[kind] for sample in code]) for kind in _KINDS)
+        if written and there:
             metrics["code"] = {
-                "samples": len(code),
-                "accepted": _share([sample["prompt"] + sample["sample"] for sample in code]),
-                "held_out_accepted": _share([sample["prompt"] + sample["reference"] for sample in code]),
+                "samples": len(written),
+                "accepted": _share(written),
+                "held_out": len(there),
+                "held_out_accepted": _share(there),
             }
         return metrics | ({"tasks": self.tasks} if self.tasks else {})
+
+
+def _with_code(texts: list[str]) -> list[str]:
+    """Those that get beyond their first comment or docstring, which says nothing about syntax."""
+    return [text for text in texts if has_code(text)]
 
 
 def _share(texts: list[str]) -> float:
