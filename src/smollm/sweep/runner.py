@@ -72,7 +72,7 @@ class Runner:
         self._failures = 0
         self._is_stopping = False
         (directory / "mlflow").mkdir(exist_ok=True)
-        self._run = SweepRun(study.name, directory / "mlflow", workspace.root, tracking, self._say)
+        self._run = SweepRun(study.name, directory / "mlflow", workspace.root, tracking, self._say, self._stop)
         self._parent = ""
 
     def run(self) -> None:
@@ -216,7 +216,7 @@ class Runner:
         """Let the first Ctrl-C or SIGTERM end the sweep in order; a second one kills it."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            self._is_stopping = True
+            self._stop()
             signal.signal(number, signal.SIG_DFL)
 
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -225,6 +225,10 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        """End the sweep in order, with its running trials saved."""
+        self._is_stopping = True
 
     def _say(self, line: str) -> None:
         say(f"{self.study.name}: {line}")

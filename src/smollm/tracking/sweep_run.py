@@ -26,7 +26,13 @@ class SweepRun:
     """Sends a study's run to MLflow as a stage does: from a thread, and through the outbox where MLflow is away."""
 
     def __init__(
-        self, name: str, directory: Path, root: Path, settings: TrackingConfig, say: Callable[[str], None]
+        self,
+        name: str,
+        directory: Path,
+        root: Path,
+        settings: TrackingConfig,
+        say: Callable[[str], None],
+        on_stop: Callable[[], None],
     ) -> None:
         """
         Args:
@@ -35,11 +41,12 @@ class SweepRun:
             root: of the repository.
             settings: of MLflow.
             say: prints a line for the user.
+            on_stop: called from another thread when a user stops the study in MLflow.
         """
-        self._name, self._settings, self._say = name, settings, say
+        self._name, self._settings = name, settings
         seldom = replace(settings, system_metrics_every_seconds=_SELDOM_SECONDS)
         self._journal = Journal(directory / "journal.jsonl")
-        self._tracker = Tracker(directory, MlflowStore.of(root), seldom, say)
+        self._tracker = Tracker(directory, MlflowStore.of(root), seldom, say, on_stop)
         self._root = root
 
     def begin(self, params: Mapping[str, object]) -> str:
