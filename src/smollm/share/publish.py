@@ -31,9 +31,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parse(arguments)
     if options.repository is not None and not _REPOSITORY.fullmatch(options.repository):
-        raise ConfigError(
-            f"REPO must name an owner and a model, got {options.repository!r}; write it as user/{options.repository}"
-        )
+        name = options.repository.rpartition("/")[2] or "name"
+        raise ConfigError(f"REPO must name an owner and a model, got {options.repository!r}; write it as user/{name}")
     if options.to is not None and options.to.exists() and any(options.to.iterdir()):
         raise ConfigError(f"--to must name a new or an empty folder, got {options.to}; remove it or name another")
     hub = None if options.repository is None else HubRepository(options.repository)
@@ -42,7 +41,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     with find_model(options.model, workspace) as found:
         config = read_config(found.directory / "config.json")
         record = read_record(found, workspace)
-        card = model_card(options.repository or options.to.name, config, record, licence)
+        card = model_card(options.repository or options.to.resolve().name, config, record, licence)
         if hub is None:
             _write(options.to, found.directory, card, shutil.copyfile)
             print(f"{found.shown}: written to {options.to}, with a card in {CARD}")

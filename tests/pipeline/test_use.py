@@ -1,0 +1,42 @@
+"""A trained model in use, by the commands of the docs, in the repository that trained it."""
+
+import json
+
+import pytest
+from support.clone import Clone
+from support.mlflow_runs import runs
+
+pytestmark = pytest.mark.slow
+
+PROMPT = ('PROMPT=def main( "$$HOME', "ARGS=--tokens 20 --seed 5 --json")
+"""With what a shell and make would take apart."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A project with results in a commit, and an experiment whose finetune differs."""
+    project = Clone.of_working_tree(tmp_path_factory.mktemp("use") / "project", with_tokens=True)
+    project.repro()
+    project.commit("results")
+    project.dvc("exp", "run", "--temp", "--name", "hot", "-S", "finetune.optimizer.lr=0.01")
+    return project
+
+
+def sample(project: Clone, *arguments: str) -> str:
+    """The text that `make sample` prints."""
+    done = project.run("make", "--silent", "sample", "VENV=", *PROMPT, *arguments)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    answer = json.loads(line)
+    assert answer["prompt"] == 'def main( "$HOME'
+    text: str = answer["text"]
+    return text
+
+
+def test_a_model_is_sampled_by_folder_revision_and_run(trained: Clone) -> None:
+    here, hot = sample(trained), sample(trained, "MODEL=hot")
+    assert here != hot
+    assert sample(trained, "MODEL=HEAD") == here
+    newest, oldest = runs(trained)["finetune"]
+    assert sample(trained, f"MODEL={newest.info.run_id[:12]}") == hot
+    assert sample(trained, f"MODEL={oldest.info.run_id}") == here
+    assert sample(trained, "MODEL=HEAD:pretrain") == sample(trained, "MODEL=models/pretrain") != here
