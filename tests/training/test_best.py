@@ -87,7 +87,8 @@ def test_the_best_state_is_the_one_that_was_validated(trainers: TrainerFactory, 
         take = short.take_step
 
         def take_and_stop(rate: float) -> tuple[float, float]:
-            stop.received = signal.SIGTERM if short.step == 7 else None
+            if short.step == 7:
+                signal.raise_signal(signal.SIGTERM)
             return take(rate)
 
         short.take_step = take_and_stop  # type: ignore[method-assign]

@@ -49,7 +49,7 @@ def test_going_on_from_a_checkpoint_is_exact(
     first = trainers(tmp_path / "cut", training)
     first.journal.append("step", 7, train_loss=0.0)  # as if it had died later; the first record stands
     with pytest.raises(Interrupted), StopSignal() as stop:
-        stop.received = signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)
         first.run(stop, ProgressBar("test", 12))
     again = trainers(tmp_path / "cut", training)
     checkpoint = again.store.newest(pytest.fail)
