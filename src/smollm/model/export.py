@@ -1,6 +1,6 @@
 """The trained model as an ordinary Hugging Face folder: bf16 weights, config, tokenizer. Written, and read back."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +47,9 @@ def write_model(
         directory / "config.json",
         {
             "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.num_hidden_layers,
-            "num_attention_heads": config.num_attention_heads,
-            "num_key_value_heads": config.num_key_value_heads,
+            **_ALIKE,
+            **asdict(config),
             "head_dim": config.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": config.max_position_embeddings,
-            "rope_theta": config.rope_theta,
-            "rms_norm_eps": config.rms_norm_eps,
-            "initializer_range": config.initializer_range,
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "attention_bias": False,
-            "mlp_bias": False,
             **special,
             "torch_dtype": "bfloat16",
         },
