@@ -117,7 +117,7 @@ def test_what_was_not_committed_survives_an_apply(queued: Clone) -> None:
 
 
 def test_a_killed_experiment_goes_on_under_another_name(tmp_path: Path) -> None:
-    project = clone(tmp_path / "project", with_tokens=False, pretrain=3000, finetune=8)
+    project = clone(tmp_path / "project", with_tokens=False, pretrain=600, finetune=8)
     edit = ["-S", "pretrain.optimizer.lr=0.005"]
     with project.start("--name", "first", *edit, verb=("exp", "run")) as process:
         wait_for_step(project, process, 30)

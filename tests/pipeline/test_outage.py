@@ -1,5 +1,6 @@
 """The whole pipeline against MLflow servers that are dead, die, are slow, or belong to a team; real processes."""
 
+import re
 import secrets
 import sqlite3
 import subprocess
@@ -86,11 +87,11 @@ def test_a_server_that_is_dead_from_the_start_costs_nothing(tmp_path: Path) -> N
 
 
 def test_a_server_that_is_killed_and_comes_back_has_all_of_it(tmp_path: Path) -> None:
-    project = project_in(tmp_path, pretrain=1500)
+    project = project_in(tmp_path, pretrain=400)
     with mlflow_server(tmp_path / "server") as server:
         server.start()
         with project.start(MLFLOW_TRACKING_URI=server.uri) as process:
-            wait_for_step(project, process, 500)
+            wait_for_step(project, process, 150)
             server.kill()
             said, _ = process.communicate()
         assert process.returncode == 0, said
@@ -176,7 +177,7 @@ def test_a_full_disk_under_mlruns_stops_no_training(tmp_path: Path) -> None:
 
 
 def test_a_team_server_on_postgresql_serves_two_repositories_and_no_secret(tmp_path: Path) -> None:
-    one, other = project_in(tmp_path / "one"), project_in(tmp_path / "other", pretrain=600)
+    one, other = project_in(tmp_path / "one"), project_in(tmp_path / "other", pretrain=300)
     one.set({"tracking.store_weights": True})
     other.set({"tracking.registered_model": None, "pretrain.optimizer.lr": 1e-3, "tracking.experiment": "other"})
     with postgresql(tmp_path / "postgresql") as backend, mlflow_server(tmp_path / "server", backend) as server:
@@ -195,6 +196,8 @@ def test_a_team_server_on_postgresql_serves_two_repositories_and_no_secret(tmp_p
             said += process.communicate()[0]
         other.set({"pretrain.optimizer.lr": 2e-3})
         said += other.dvc("repro", MLFLOW_TRACKING_URI=uri).stdout
+        (state,) = re.findall(r"pretrain: keeping .*`make drop STATE=(\S+)` removes it", said)
+        said += other.run("make", "drop", "VENV=", f"STATE={state}", MLFLOW_TRACKING_URI=uri).stdout
         assert_has_all(server.uri, one)
         (version,) = store.search_model_versions("name = 'smollm'")
         served = content(Path(store.download_artifacts(version.run_id, "model", str(tmp_path))))
