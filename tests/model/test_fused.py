@@ -12,6 +12,7 @@ from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.device.hardware import Hardware
 from smollm.model import fused
+from smollm.model.dropout import Dropout
 from smollm.model.llama import IGNORED, Execution, KeyValueCache, LlamaForCausalLM
 
 pytest.importorskip("triton")
@@ -75,21 +76,53 @@ def test_the_mean_cross_entropy_of_slices_and_its_gradient() -> None:
     targets = torch.arange(21, device=DEVICE) * 47
     targets[[0, 3, 20]] = IGNORED
     exact = functional.cross_entropy(functional.linear(x.float(), weight), targets, ignore_index=IGNORED)
-    ours = linear_cross_entropy.LinearCrossEntropy.apply(x, weight, targets, IGNORED)
+    ours, loss = linear_cross_entropy.LinearCrossEntropy.apply(x, weight, targets, IGNORED)
+    assert torch.equal(loss, ours)
     assert abs(float(ours - exact)) < 5e-3
     for one, other in zip(
         torch.autograd.grad(3 * ours, (x, weight)), torch.autograd.grad(3 * exact, (x, weight)), strict=True
     ):
         assert distance(one, other) < 1e-2
     with torch.no_grad():
-        assert torch.equal(linear_cross_entropy.LinearCrossEntropy.apply(x, weight, targets, IGNORED), ours)
+        assert torch.equal(linear_cross_entropy.LinearCrossEntropy.apply(x, weight, targets, IGNORED)[0], ours)
+
+
+def test_smoothed_labels_spread_over_the_ids_that_a_tokenizer_has() -> None:
+    x = random(21, 96, dtype=torch.bfloat16).requires_grad_()
+    weight = (0.3 * random(1000, 96, seed=1)).requires_grad_()
+    targets = torch.arange(21, device=DEVICE) * 47
+    exact = functional.linear(x.float(), weight)
+    wanted = 0.8 * functional.one_hot(targets, 1000) + 0.2 * (torch.arange(1000, device=DEVICE) < 990) / 990
+    objective = -(wanted * exact.log_softmax(-1)).sum(-1).mean()
+    ours, loss = linear_cross_entropy.LinearCrossEntropy.apply(x, weight, targets, IGNORED, 0.2, 990)
+    assert abs(float(ours - objective)) < 5e-3
+    assert abs(float(loss - functional.cross_entropy(exact, targets))) < 5e-3
+    assert not loss.requires_grad
+    for one, other in zip(
+        torch.autograd.grad(3 * ours, (x, weight)), torch.autograd.grad(3 * objective, (x, weight)), strict=True
+    ):
+        assert distance(one, other) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dropout_zeroes_what_it_zeroes_in_the_plain_model(dtype: torch.dtype) -> None:
+    batch, time, width = 3, 50, 96
+    seeds = torch.tensor([7, 2**31 - 1, 0], device=DEVICE)
+    dropout = Dropout.of(seeds, 0.25, torch.zeros(batch, time, device=DEVICE), places=4)
+    x = random(batch * time, width, dtype=dtype).requires_grad_()
+    ours, plain = kernels.Drop.apply(x, dropout, 2), dropout(x.view(batch, time, width), 2).flatten(0, 1)
+    assert torch.equal(ours == 0, plain == 0)
+    rounding = 2**-6 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(ours, plain, rtol=rounding, atol=0)
+    one, other = (gradients((out,), [x])[0] for out in (ours, plain))
+    torch.testing.assert_close(one, other, rtol=rounding, atol=0)
 
 
 def test_a_loss_that_is_not_a_number_stays_one() -> None:
     x = random(9, 96, dtype=torch.bfloat16)
     x[4] = float("nan")
     targets = torch.zeros(9, dtype=torch.long, device=DEVICE)
-    assert linear_cross_entropy.LinearCrossEntropy.apply(x, random(50, 96), targets, IGNORED).isnan()
+    assert linear_cross_entropy.LinearCrossEntropy.apply(x, random(50, 96), targets, IGNORED)[0].isnan()
 
 
 def build(config: ModelConfig) -> LlamaForCausalLM:
@@ -135,6 +168,39 @@ def test_loss_and_gradients_are_as_exact_as_those_of_the_plain_model(
         assert loss().item() == ours_loss
     model.execute_as(Execution())
     assert loss().item() == plain_loss
+
+
+def test_dropout_and_smoothed_labels_are_as_exact_as_those_of_the_plain_model(wide_config: ModelConfig) -> None:
+    model = build(wide_config)
+    ids, targets = torch.randint(320, (2, 3, 13), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    seeds = torch.tensor([5, 6, 7], device=DEVICE)
+    plain_execution = Execution(dropout=0.2, label_smoothing=0.5, smoothed_ids=300)
+    values = []
+
+    def objective() -> Tensor:
+        value, loss = model.training_loss(ids, targets, seeds)
+        values.append(float(loss))
+        return value
+
+    def rounded() -> Tensor:
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            return objective()
+
+    model.execute_as(plain_execution)
+    exact_objective, exact = loss_and_gradients(model, objective)
+    _, plain = loss_and_gradients(model, rounded)
+    model.execute_as(replace(plain_execution, kernels=fused.FusedKernels()))
+    ours_objective, ours = loss_and_gradients(model, rounded)
+    assert abs(ours_objective - exact_objective) < 0.01
+    assert abs(values[2] - values[0]) < 0.01
+    assert abs(values[0] - exact_objective) > 0.05
+    allowed = 2.0 if INTERPRETED else 1.25
+    for name in exact:
+        assert distance(ours[name], exact[name]) < allowed * distance(plain[name], exact[name]) + 1e-3, name
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+        kept = model.loss(ids, targets).item()
+        model.execute_as(FUSED)
+        assert model.loss(ids, targets).item() == kept
 
 
 def test_logits_with_the_cache_equal_those_of_the_plain_model(wide_config: ModelConfig) -> None:

@@ -162,7 +162,7 @@ def test_kernels_that_fail_give_way_to_the_compiled_model(
     model_config: ModelConfig, cpu: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Failing(fused.FusedKernels):
-        def loss(self, *_: object) -> Tensor:
+        def losses(self, *_: object) -> tuple[Tensor, Tensor]:
             raise RuntimeError("no such kernel")
 
     model = make_model(model_config, Execution(kernels=Failing()))

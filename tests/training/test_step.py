@@ -22,21 +22,24 @@ from smollm.training.step import Step
 CONFIG = OptimizerConfig(OptimizerKind.MUON, 0.01, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95, 5)
 
 
-def build(config: ModelConfig, hardware: Hardware, kind: OptimizerKind, micro_batch: int = 2) -> Step:
+def build(
+    config: ModelConfig, hardware: Hardware, kind: OptimizerKind, micro_batch: int = 2, dropout: float = 0.0
+) -> Step:
     torch.manual_seed(0)
     kernels = fused.FusedKernels() if fused.fits(config, hardware) else None
-    model = LlamaForCausalLM(config, Execution(kernels=kernels)).to(hardware.device)
+    model = LlamaForCausalLM(config, Execution(dropout=dropout, kernels=kernels)).to(hardware.device)
     optimizer = Optimizer(model, replace(CONFIG, kind=kind), hardware.dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision is Precision.FP16)
     return Step(Assembly(model, optimizer, hardware, Group.single(), micro_batch), scaler, 1.0)
 
 
 def train(step: Step, steps: int = 6) -> list[list[float]]:
-    """Loss and norm of each of a few steps, with another batch and another learning rate each time."""
+    """Loss and norm of each of a few steps, with another batch, learning rate and dropout each time."""
     numbers = []
     for number in range(1, steps + 1):
         batch = torch.randint(320, (2, 4, 16), generator=torch.Generator().manual_seed(number))
-        numbers.append(step.gradient(batch.pin_memory() if torch.cuda.is_available() else batch).tolist())
+        seeds = 4 * number + torch.arange(4) if step.model.execution.dropout else None
+        numbers.append(step.gradient(batch.pin_memory() if torch.cuda.is_available() else batch, seeds).tolist())
         step.update(0.01 / number)
     return numbers
 
@@ -89,12 +92,13 @@ def test_a_skipped_step_changes_nothing_but_the_loss_scale(model_config: ModelCo
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("micro_batch", [4, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("kind", list(OptimizerKind))
 def test_replayed_steps_are_those_taken_one_by_one(
-    wide_config: ModelConfig, gpu: Hardware, kind: OptimizerKind, micro_batch: int
+    wide_config: ModelConfig, gpu: Hardware, kind: OptimizerKind, dropout: float, micro_batch: int
 ) -> None:
-    replayed = build(wide_config, gpu, kind, micro_batch)
-    single = build(wide_config, replace(gpu, compile=False), kind, micro_batch)
+    replayed = build(wide_config, gpu, kind, micro_batch, dropout)
+    single = build(wide_config, replace(gpu, compile=False), kind, micro_batch, dropout)
     single.model.execute_as(replayed.model.execution)
     with counted_replays() as graphs:
         numbers = train(replayed)

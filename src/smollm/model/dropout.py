@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_BITS = 31
-_FACTORS = (0x7FEB352D, 0x45D9F3B)
+BITS = 31
+FACTORS = (0x7FEB352D, 0x45D9F3B)
 """Odd, and below 2^31: in int64 no product overflows."""
 
 
@@ -40,8 +40,8 @@ class Dropout(NamedTuple):
         device = ids.device
         if seeds is None:
             seeds, rate = torch.zeros(len(ids), dtype=torch.long, device=device), 0.0
-        seeds_of_places = _scramble(_scramble(seeds)[:, None] ^ torch.arange(places, device=device))
-        threshold = torch.full((), round(rate * 2**_BITS), dtype=torch.long, device=device)
+        seeds_of_places = scramble(scramble(seeds)[:, None] ^ torch.arange(places, device=device))
+        threshold = torch.full((), round(rate * 2**BITS), dtype=torch.long, device=device)
         return cls(seeds_of_places, threshold, torch.full((), 1 / (1 - rate), device=device))
 
     def at(self, first: int, count: int) -> "Dropout":
@@ -51,12 +51,12 @@ class Dropout(NamedTuple):
     def __call__(self, x: Tensor, place: int) -> Tensor:
         """`x` (B, T, H) with some activations zeroed and the others scaled."""
         number = torch.arange(x.shape[1] * x.shape[2], device=x.device).view(1, *x.shape[1:])
-        bits = _scramble(number ^ self.seeds[:, place, None, None])
+        bits = scramble(number ^ self.seeds[:, place, None, None])
         return torch.where(bits < self.threshold, 0.0, x * self.scale).to(x.dtype)
 
 
-def _scramble(numbers: Tensor) -> Tensor:
+def scramble(numbers: Tensor) -> Tensor:
     """Hash numbers below 2^31 (int64) to others, whose bits depend on all bits: rounds of shift and multiply."""
-    for factor in _FACTORS:
-        numbers = (numbers ^ (numbers >> 15)) * factor & (2**_BITS - 1)
+    for factor in FACTORS:
+        numbers = (numbers ^ (numbers >> 15)) * factor & (2**BITS - 1)
     return numbers ^ (numbers >> 16)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import Precision
 from smollm.device.hardware import Hardware
+from smollm.model.dropout import Dropout
 from smollm.model.llama import IGNORED, KeyValueCache, LlamaForCausalLM
 
 _GROUPS = (
@@ -43,16 +44,21 @@ def fits(config: ModelConfig, hardware: Hardware) -> bool:
 
 
 class FusedKernels:
-    """Computes a model's loss, and its logits with a cache, with the Triton kernels."""
+    """Computes a model's losses, and its logits with a cache, with the Triton kernels."""
 
-    def loss(self, model: LlamaForCausalLM, ids: Tensor, targets: Tensor) -> Tensor:
-        """As `LlamaForCausalLM.loss`."""
+    def losses(
+        self, model: LlamaForCausalLM, ids: Tensor, targets: Tensor, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `LlamaForCausalLM.training_loss`."""
         from smollm.model.linear_cross_entropy import LinearCrossEntropy
 
+        how = model.execution
         with torch.autocast(ids.device.type, enabled=False):
-            x = hidden_states(model, ids)
-            mean: Tensor = LinearCrossEntropy.apply(x, model.lm_head.weight, targets.flatten(), IGNORED)
-            return mean
+            x = hidden_states(model, ids, dropout=dropout)
+            objective, loss = LinearCrossEntropy.apply(
+                x, model.lm_head.weight, targets.flatten(), IGNORED, how.label_smoothing, how.smoothed_ids or 0
+            )
+            return objective, loss if how.label_smoothing else objective
 
     def logits(self, model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache) -> Tensor:
         """As `LlamaForCausalLM.forward` with a cache."""
@@ -61,15 +67,19 @@ class FusedKernels:
             return functional.linear(x, model.lm_head.weight.to(x.dtype)).view(*ids.shape, -1)
 
 
-def hidden_states(model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+def hidden_states(
+    model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache | None = None, dropout: Dropout | None = None
+) -> Tensor:
     """The input of the output projection for `ids` (B, T): normed, (R, H) bfloat16."""
-    from smollm.model.kernels import AddNorm, GatedMLP, RotatedHeads
+    from smollm.model.kernels import AddNorm, Drop, GatedMLP, RotatedHeads
 
     config, body, (batch, time) = model.config, model.model, ids.shape
     heads = (config.num_attention_heads, config.num_key_value_heads)
     where, mask = cache.next(time) if cache else (torch.arange(time, device=ids.device), None)
     cos, sin = body.cos[where], body.sin[where]
     x = functional.embedding(ids.flatten(), body.embed_tokens.weight)  # (R, H)
+    if dropout:
+        x = Drop.apply(x, dropout, 0)
     branch = None
     for index, layer in enumerate(body.layers):
         inner, outer, gated, down = half_weights(layer)
@@ -81,10 +91,14 @@ def hidden_states(model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache | N
             query, key, value, mask, is_causal=cache is None, enable_gqa=heads[0] != heads[1]
         )  # (B, N, T, D)
         branch = functional.linear(mixed.transpose(1, 2).reshape(batch * time, -1), outer)
+        if dropout:
+            branch = Drop.apply(branch, dropout, 1 + 2 * index)
         x, normed = AddNorm.apply(
             x, branch, layer.get_parameter("post_attention_layernorm.weight"), config.rms_norm_eps
         )
         branch = GatedMLP.apply(normed, gated, down)
+        if dropout:
+            branch = Drop.apply(branch, dropout, 2 + 2 * index)
     if cache:
         cache.length += time
     _, normed = AddNorm.apply(x, branch, body.norm.weight, config.rms_norm_eps)

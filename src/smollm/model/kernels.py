@@ -15,8 +15,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
 
+from smollm.model.dropout import BITS, FACTORS, Dropout
+
 _BLOCK = 2048
-"""Elements of an MLP row that one Triton program handles."""
+"""Elements that one Triton program handles, of an MLP's row or of what dropout is applied to."""
+_FIRST, _SECOND, _MASK = map(tl.constexpr, (*FACTORS, 2**BITS - 1))
 
 
 @triton.jit
@@ -246,6 +249,54 @@ class GatedMLP(Function):
         for half in (slice(width), slice(width, None)):  # faster than both at once
             torch.mm(grad_packed[:, half].mT, x, out=grad_inner[half])
         return grad_packed @ inner, grad_inner, incoming.mT @ between
+
+
+@triton.jit
+def _scramble(numbers):
+    """As `dropout.scramble`, in uint32."""
+    numbers = (numbers ^ (numbers >> 15)) * _FIRST & _MASK
+    numbers = (numbers ^ (numbers >> 15)) * _SECOND & _MASK
+    return numbers ^ (numbers >> 16)
+
+
+@triton.jit
+def _drop(x, out, seeds, seed_stride, threshold, scale, size, BLOCK: tl.constexpr):
+    sequence = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    seed = tl.load(seeds + sequence * seed_stride).to(tl.uint32)
+    keeps = _scramble(at.to(tl.uint32) ^ seed) >= tl.load(threshold).to(tl.uint32)
+    value = tl.load(x + sequence * size + at, mask=(at < size) & keeps, other=0.0).to(tl.float32)
+    tl.store(out + sequence * size + at, value * tl.load(scale), mask=at < size)
+
+
+class Drop(Function):
+    """Dropout at one place of the model; the mask is computed anew in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropout: Dropout, place: int) -> Tensor:
+        """
+        Args:
+            x: (R, H).
+            dropout: of the batch.
+            place: of the model.
+
+        Returns:
+            As `x`: some activations zeroed, the others scaled.
+        """
+        ctx.dropout, ctx.place = dropout, place
+        return _dropped(x, dropout, place)
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        return _dropped(incoming, ctx.dropout, ctx.place), None, None
+
+
+def _dropped(x: Tensor, dropout: Dropout, place: int) -> Tensor:
+    seeds, size, out = dropout.seeds[:, place], x.numel() // len(dropout.seeds), torch.empty_like(x)
+    _drop[(len(seeds), triton.cdiv(size, _BLOCK))](
+        x, out, seeds, seeds.stride(0), dropout.threshold, dropout.scale, size, _BLOCK
+    )
+    return out
 
 
 class HalfWeights(Function):

@@ -217,9 +217,11 @@ class LlamaModel(nn.Module):
 
 
 class Kernels(Protocol):
-    """A faster implementation of a model's loss and of its logits with a cache."""
+    """A faster implementation of a model's losses and of its logits with a cache."""
 
-    def loss(self, model: "LlamaForCausalLM", ids: Tensor, targets: Tensor) -> Tensor: ...
+    def losses(
+        self, model: "LlamaForCausalLM", ids: Tensor, targets: Tensor, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor]: ...
 
     def logits(self, model: "LlamaForCausalLM", ids: Tensor, cache: KeyValueCache) -> Tensor: ...
 
@@ -241,7 +243,7 @@ class Execution:
     compiled: bool = False
     """Whether blocks, and the output projection with the loss, are compiled by torch.compile."""
     kernels: Kernels | None = None
-    """If set, computes the loss and cached logits in place of the modules."""
+    """If set, computes the losses and cached logits in place of the modules."""
     sharded: bool = False
     """Whether each process of a group holds some rows of each weight."""
 
@@ -307,12 +309,12 @@ class LlamaForCausalLM(nn.Module):
 
     def _losses(self, ids: Tensor, targets: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         execution = self.execution
-        if execution.kernels:
-            loss = execution.kernels.loss(self, ids, targets)
-            return loss, loss
         dropout = None
-        if execution.dropout:
+        # compiled modules take a dropout that zeroes nothing too, so as to be compiled only once
+        if execution.dropout and not (execution.kernels and seeds is None):
             dropout = Dropout.of(seeds, execution.dropout, ids, 1 + 2 * self.config.num_hidden_layers)
+        if execution.kernels:
+            return execution.kernels.losses(self, ids, targets, dropout)
         hidden = self.model(ids, None, self._mask(ids), dropout, execution.recompute_activations)
         return self._head(hidden, targets)
 

@@ -72,7 +72,7 @@ def choose_execution(settings: Settings, data: TrainingData, hardware: Hardware,
         recompute_activations=settings.runtime.activation_checkpointing,
         sharded=settings.runtime.shard_weights and group.size > 1,
     )
-    is_plain = execution == Execution()
-    if is_plain and fused.fits(settings.model, hardware):
-        return Execution(kernels=fused.FusedKernels())
+    needs_modules = training.mask_documents or execution.recompute_activations or execution.sharded
+    if not needs_modules and fused.fits(settings.model, hardware):
+        return replace(execution, kernels=fused.FusedKernels())
     return replace(execution, compiled=hardware.compile)

@@ -65,11 +65,13 @@ class Step:
             the next call.
         """
         if self._captures and self._warm_ups == 0 and self._graphs is None:
-            self._capture(batch)
+            self._capture(batch, seeds)
         if self._graphs is None:
             self._loss_and_norm = self._gradient(batch.to(self.hardware.device, non_blocking=True), seeds)
         else:
             self._batch.copy_(batch, non_blocking=True)
+            if self._seeds is not None and seeds is not None:
+                self._seeds.copy_(seeds, non_blocking=True)
             self._graphs[0].replay()
         return self._loss_and_norm
 
@@ -125,13 +127,14 @@ class Step:
         for part in self.optimizer.parts:
             self.scaler.step(part)
 
-    def _capture(self, batch: Tensor) -> None:
+    def _capture(self, batch: Tensor, seeds: Tensor | None) -> None:
         """Capture both halves; the steps before have allocated everything that lasts, such as the moments."""
         self._batch = batch.to(self.hardware.device)
+        self._seeds = None if seeds is None else seeds.to(self.hardware.device)
         graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # other threads keep using the GPU: one writes checkpoints
         with torch.cuda.graph(graphs[0], capture_error_mode="thread_local"):
-            self._loss_and_norm = self._gradient(self._batch)
+            self._loss_and_norm = self._gradient(self._batch, self._seeds)
         with torch.cuda.graph(graphs[1], pool=graphs[0].pool(), capture_error_mode="thread_local"):
             self._update()
         self._graphs = graphs
