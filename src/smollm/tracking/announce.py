@@ -2,10 +2,10 @@
 
 from smollm.tracking.console import duration
 
-SUITABLE_EPOCHS = (6, 14)
+SUITABLE_EPOCHS = (6, 24)
 """Passes through a small text between which models were best on its held-out part."""
 
-MANY_EPOCHS = 20
+MANY_EPOCHS = 30
 """Passes above which a warning is due."""
 
 PUBLISHING_AGAIN = "finished before; publishing its outputs again"
