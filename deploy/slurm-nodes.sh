@@ -11,6 +11,8 @@
 #SBATCH --output=slurm-%j.log
 set -uo pipefail
 cd "$SLURM_SUBMIT_DIR" || exit 1
+# shellcheck source=deploy/wait.sh
+. deploy/wait.sh
 
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not inherit it otherwise
 export PET_NNODES=$SLURM_NTASKS PET_RDZV_BACKEND=c10d PET_RDZV_ID=$SLURM_JOB_ID-${SLURM_RESTART_COUNT-0}
@@ -23,11 +25,8 @@ trap : TERM
 # shellcheck disable=SC2016 # each task has its own SLURM_PROCID
 srun --wait=300 bash -c 'exec deploy/node.sh "$SLURM_PROCID" "$1"' node "${1-pretrain}" &
 run=$!
-while true; do
-  wait $run
-  status=$?
-  kill -0 $run 2>/dev/null || break # else a signal ended the `wait`
-done
+wait_for $run
+status=$?
 if [ -n "$is_over" ] && [ "$status" != 0 ]; then
   exec scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -13,6 +13,8 @@
 #SBATCH --output=slurm-%j.log
 set -uo pipefail
 cd "$SLURM_SUBMIT_DIR" || exit 1
+# shellcheck source=deploy/wait.sh
+. deploy/wait.sh
 [ $# -gt 0 ] || set -- make repro
 
 is_over=
@@ -20,11 +22,8 @@ trap 'is_over=yes; kill -USR1 $run' USR1
 trap : TERM # deploy/run.sh has it too, and says when all is saved
 deploy/run.sh "$@" &
 run=$!
-while true; do
-  wait $run
-  status=$?
-  kill -0 $run 2>/dev/null || break # else a signal ended the `wait`
-done
+wait_for $run
+status=$?
 if [ -n "$is_over" ] && [ "$status" != 0 ]; then
   exec scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -4,6 +4,8 @@
 # the live states, DVC's cache and MLflow's runs. A copy that is cut short costs its newest checkpoint, no more.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
+# shellcheck source=deploy/wait.sh
+. deploy/wait.sh
 state=$1
 shift
 
@@ -49,11 +51,8 @@ saving=$!
 trap 'kill -TERM $run' TERM
 deploy/run.sh "$@" &
 run=$!
-while true; do
-  wait $run
-  status=$?
-  kill -0 $run 2>/dev/null || break # else a signal ended the `wait`
-done
+wait_for $run
+status=$?
 kill $saving
 wait $saving 2>/dev/null
 save

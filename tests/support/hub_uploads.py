@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from support.servers import serving
+from support.servers import Handler, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -40,8 +40,7 @@ class UploadHub(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: UploadHub
 
     def _answer(self) -> None:
@@ -49,9 +48,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/upload/"):  # the address itself is the permission, as on the real hub's storage
             self._take_blob(self.path.removeprefix("/upload/"), body)
         elif self.headers.get("Authorization") != f"Bearer {self.server.token}":
-            self._send(401, {"error": "Invalid user token."})
+            self._send_json(401, {"error": "Invalid user token."})
         elif self.path == "/api/whoami-v2":
-            self._send(200, {"type": "user", "name": self.server.user, "orgs": []})
+            self._send_json(200, {"type": "user", "name": self.server.user, "orgs": []})
         elif self.path == "/api/validate-yaml":
             self._validate(json.loads(body)["content"])
         elif self.path == "/api/repos/create":
@@ -61,31 +60,33 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         ):
             self._of_repository(match[1], match[2] or "", body)
         else:
-            self._send(404, {"error": f"no {self.path}"})
+            self._send_json(404, {"error": f"no {self.path}"})
 
     def _validate(self, card: str) -> None:
         stated = re.search(r"^license: (.*)$", card.split("---")[1], re.M)
         if stated and stated[1] not in self.server.licences:
-            self._send(
+            self._send_json(
                 400, {"errors": [{"message": f'"license" must be one of a list, not {stated[1]}'}], "warnings": []}
             )
         else:
-            self._send(200, {"errors": [], "warnings": []})
+            self._send_json(200, {"errors": [], "warnings": []})
 
     def _create(self, asked: dict[str, Any]) -> None:
         owner = asked.get("organization") or self.server.user
         name = f"{owner}/{asked['name']}"
         if owner != self.server.user:
-            self._send(403, {"error": f'You don\'t have the rights to create a model under the namespace "{owner}"'})
+            self._send_json(
+                403, {"error": f'You don\'t have the rights to create a model under the namespace "{owner}"'}
+            )
             return
         status = 409 if name in self.server.repositories else 200
         self.server.repositories.setdefault(name, Repository(asked.get("visibility", "public")))
-        self._send(status, {"url": f"{self.server.endpoint}/{name}", "id": "1", "name": name})
+        self._send_json(status, {"url": f"{self.server.endpoint}/{name}", "id": "1", "name": name})
 
     def _of_repository(self, name: str, action: str, body: bytes) -> None:
         repository = self.server.repositories.get(name)
         if repository is None:
-            self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+            self._send_json(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         elif action.startswith("/resolve/main/"):
             self._send_file(repository.files.get(action.removeprefix("/resolve/main/")))
         elif action == "/preupload/main":
@@ -94,16 +95,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 {"path": file["path"], "uploadMode": "lfs" if file["path"].split(".")[-1] in large else "regular"}
                 for file in json.loads(body)["files"]
             ]
-            self._send(200, {"files": [{**mode, "shouldIgnore": False} for mode in modes]})
+            self._send_json(200, {"files": [{**mode, "shouldIgnore": False} for mode in modes]})
         elif action.endswith("/objects/batch"):
             objects = [{**wanted, "actions": self._actions(wanted["oid"])} for wanted in json.loads(body)["objects"]]
-            self._send(200, {"transfer": "basic", "objects": objects})
+            self._send_json(200, {"transfer": "basic", "objects": objects})
         elif action == "/commit/main":
             self._commit(name, repository, [json.loads(line) for line in body.splitlines()])
         else:
             is_private = repository.visibility == "private"
             about = {"_id": "1", "id": name, "sha": COMMIT, "siblings": [], "private": is_private, "tags": []}
-            self._send(200, about)
+            self._send_json(200, about)
 
     def _actions(self, oid: str) -> dict[str, Any]:
         return {"upload": {"href": f"{self.server.endpoint}/upload/{oid}", "header": {}}}
@@ -111,7 +112,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _take_blob(self, oid: str, body: bytes) -> None:
         assert hashlib.sha256(body).hexdigest() == oid
         self.server.blobs[oid] = body
-        self._send(200, {})
+        self._send_json(200, {})
 
     def _commit(self, name: str, repository: Repository, lines: list[dict[str, Any]]) -> None:
         for line in lines:
@@ -124,29 +125,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 assert line["key"] == "lfsFile"
                 repository.files[value["path"]] = self.server.blobs[value["oid"]]
         url = f"{self.server.endpoint}/{name}/commit/{COMMIT}"
-        self._send(200, {"success": True, "commitOid": COMMIT, "commitUrl": url, "pullRequestUrl": None})
+        self._send_json(200, {"success": True, "commitOid": COMMIT, "commitUrl": url, "pullRequestUrl": None})
 
     def _send_file(self, content: bytes | None) -> None:
         if content is None:
-            self._send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            self._send_json(
+                404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            )
             return
-        self._reply(200, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
+        self.send(200, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
 
-    def _send(self, status: int, values: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-        self._reply(status, json.dumps(values).encode(), {"Content-Type": "application/json", **(headers or {})})
-
-    def _reply(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+    def _send_json(self, status: int, values: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        self.send(status, json.dumps(values).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     do_GET = do_POST = do_PUT = do_HEAD = _answer  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @contextmanager

@@ -109,36 +109,44 @@ class Way:
         self.uri = ""
 
 
+class Handler(http.server.BaseHTTPRequestHandler):
+    """A quiet handler of requests over connections that stay open."""
+
+    protocol_version = "HTTP/1.1"
+
+    def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        """Answer the request."""
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @contextmanager
 def slow_way(port: int) -> Iterator[Way]:
     """A proxy to the server on `port` of this machine."""
     way = Way()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class PassingOn(Handler):
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             time.sleep(way.seconds)
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request(self.command, self.path, body, dict(self.headers))
             answer = connection.getresponse()
-            content = answer.read()
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("transfer-encoding", "content-length", "connection"):
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            own = ("transfer-encoding", "content-length", "connection")
+            headers = {name: value for name, value in answer.getheaders() if name.lower() not in own}
+            self.send(answer.status, answer.read(), headers)
             connection.close()
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), PassingOn)) as server:
         way.uri = f"http://127.0.0.1:{server.server_port}"
         yield way
 
@@ -160,8 +168,7 @@ class Hub(http.server.ThreadingHTTPServer):
         return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", **offline, **quiet}
 
 
-class _HubHandler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _HubHandler(Handler):
     server: Hub
 
     def _answer(self) -> None:
@@ -177,11 +184,11 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         kind, name, action, revision, file = match.groups() if match else (None,) * 5
         root = self.server.directory / (kind or "models") / str(name)
         if match is None or not root.is_dir():
-            self._send(404, b"no such repository", {"X-Error-Code": "RepoNotFound"})
+            self.send(404, b"no such repository", {"X-Error-Code": "RepoNotFound"})
         elif self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
-            self._send(401, b"gated", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+            self.send(401, b"gated", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
         elif revision not in (None, COMMIT, "main"):
-            self._send(404, b"no such revision", {"X-Error-Code": "RevisionNotFound"})
+            self.send(404, b"no such revision", {"X-Error-Code": "RevisionNotFound"})
         elif action == "tree":
             folder = root / (file or "")
             found = folder.rglob("*") if "recursive=true" in query.lower() else folder.glob("*")
@@ -204,33 +211,22 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
     def _send_file(self, path: Path) -> None:
         """A file, or the range of it that was asked for."""
         if not path.is_file():
-            self._send(404, b"no such file", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            self.send(404, b"no such file", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
             return
         content = path.read_bytes()
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{len(content)}"', "Accept-Ranges": "bytes"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None:
-            self._send(200, content, headers)
+            self.send(200, content, headers)
             return
         first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        self._send(206, content[first : last + 1], headers)
+        self.send(206, content[first : last + 1], headers)
 
     def _send_json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     do_GET = do_POST = do_HEAD = _answer  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @contextmanager
