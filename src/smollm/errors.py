@@ -90,8 +90,7 @@ def user_error(error: BaseException) -> PipelineError | None:
     reason = error.strerror or os.strerror(error.errno)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
-        return StorageError(f"the disk must have room{where}, got {reason!r}; free some, then `dvc repro` continues")
+        return StorageError(f"no room on the disk{where} ({reason}); free some, then `dvc repro` continues")
     return StorageError(
-        f"the disk must be readable and writable, got {reason!r} for {error.filename or 'a file'}; fix that, then "
-        "`dvc repro` continues"
+        f"cannot read or write {error.filename or 'a file'} ({reason}); fix that, then `dvc repro` continues"
     )

@@ -142,7 +142,7 @@ def test_a_disk_that_is_full_when_the_text_is_cut_is_one_line(
     monkeypatch.setattr(tail, "_join", join_on_a_full_disk)
     with pytest.raises(OSError) as full:
         write(tmp_path, {ONE_SIDED[0]: "fox " * words}, small_tokenizer)
-    assert "the disk must have room" in str(user_error(full.value))
+    assert "no room on the disk" in str(user_error(full.value))
 
 
 def test_several_documents_on_one_side_are_cut_with_their_places(tmp_path: Path, small_tokenizer: Tokenizer) -> None:

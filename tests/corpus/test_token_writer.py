@@ -167,6 +167,6 @@ def test_rereading_another_text_is_one_line(texts: dict[str, str], tmp_path: Pat
     encoder = Encoder(plain, END_OF_TEXT, CORPUS, Split(CORPUS.validation_fraction))
     assert encoder.reread(tmp_path, TextSource(MANY)) == manifest
     with pytest.raises(
-        CorpusError, match=r"corpus\.pretrain: its text must stay the same until the stage is done, .*; remove"
+        CorpusError, match=r"corpus\.pretrain: its text changed since the start that was killed; remove"
     ):
         Encoder(plain, END_OF_TEXT, CORPUS, Split(0.3)).reread(tmp_path, TextSource(texts))

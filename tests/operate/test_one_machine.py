@@ -139,7 +139,7 @@ def after_dvc_is_killed(project: Clone) -> None:
     for pid in (*pids, leader):
         os.kill(pid, signal.SIGCONT)
     assert refused.returncode != 0
-    assert f"got process {leader} still at it" in refused.stdout
+    assert f"already running in this workspace as process {leader};" in refused.stdout
     os.kill(leader, signal.SIGTERM)
     while Path(f"/proc/{leader}").exists():
         time.sleep(0.1)

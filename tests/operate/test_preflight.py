@@ -62,7 +62,7 @@ def test_the_full_model_needs_a_machine_that_ends_in_a_day(
         limit(full).check_bound(5000, cpu, 1)
     assert str(caught.value) == (
         f"pretrain: must take at most runtime.max_hours (24), got at least {hours:,.1f} hours for 5000 steps "
-        f"({2 * rate / 1e9:,.0f} GFLOP/s, faster than this CPU multiplies); use `make repro PRESET=tiny`, "
+        f"({2 * rate / 1e9:,.0f} GFLOP/s, more than this CPU reaches); use `make repro PRESET=tiny`, "
         "or raise runtime.max_hours"
     )
     limit(full).check_bound(5000, cpu, math.ceil(2.4e12 / rate))

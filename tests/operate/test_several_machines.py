@@ -94,7 +94,7 @@ def test_what_fails_on_one_machine_alone_ends_all_with_its_line(tmp_path: Path) 
         fill(here.directory / ".resume" / "filler")
         output, _ = process.communicate(timeout=60)
         others, _ = other.communicate(timeout=30)
-    line = re.findall(r"^ERROR: the disk must have room .*", output, re.M)
+    line = re.findall(r"^ERROR: no room on the disk .*", output, re.M)
     assert len(line) == 1, output
     assert re.findall(r"^ERROR: .*", others, re.M) == line
     assert process.returncode != 0

@@ -97,7 +97,10 @@ def test_an_orphan_is_named_and_finishes_alone(tmp_path: Path) -> None:
     refused = project.dvc("repro", check=False)
     os.kill(orphan, signal.SIGCONT)
     assert refused.returncode != 0
-    assert f"got process {orphan} still at it; let it finish, or stop it with `kill {orphan}`" in refused.stdout
+    assert (
+        f"already running in this workspace as process {orphan}; let it finish, or stop it with `kill {orphan}`"
+        in refused.stdout
+    )
     deadline = time.monotonic() + 120
     while not list(project.directory.glob(".resume/pretrain/*/complete")):
         assert time.monotonic() < deadline

@@ -447,7 +447,7 @@ def test_a_temporary_experiment_is_tracked_in_the_repository_itself(tmp_path: Pa
         (
             {"data/raw/a.txt": b"caf\xe9\n"},
             {"corpus.pretrain.source": "files", "corpus.pretrain.files": ["data/raw/*.txt"]},
-            "data/raw/a.txt: must be UTF-8, got another byte (0xe9) at byte 3",
+            "data/raw/a.txt: must be UTF-8, got 0xe9 at byte 3",
         ),
         ({}, {"corpus.packages": ["no-such-thing"]}, "must name installed packages, got 'no-such-thing'"),
         (

@@ -32,7 +32,7 @@ def test_a_stage_runs_below_a_folder_of_any_name_whose_repository_git_refuses(tm
         GIT_TEST_ASSUME_DIFFERENT_OWNER="1",
         MPLBACKEND="module://matplotlib_inline.backend_inline",
     ).stdout
-    assert said.count("Git does not tell commit and branch") == 1
+    assert said.count("Git did not report commit and branch") == 1
     assert "git config --global --add safe.directory" in said
     run = only_run(project)
     assert run.info.status == "FINISHED"

@@ -201,5 +201,5 @@ def test_a_damaged_line_is_named_with_its_place(path: Path, damage: bytes) -> No
     end = path.stat().st_size
     with path.open("ab") as file:
         file.write(damage)
-    with pytest.raises(StateError, match=rf"got another at byte {end}; remove .* to start the stage over"):
+    with pytest.raises(StateError, match=rf"the line at byte {end} is damaged; remove .* to start the stage over"):
         Journal(path)

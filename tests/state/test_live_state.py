@@ -70,7 +70,7 @@ def test_a_run_that_finished_during_an_edit_is_kept_and_used_once_that_is_undone
     with state(workspace) as first:
         edit(workspace, 2)
         first.mark_complete()
-        with pytest.raises(StateError, match="must stay as they are"):
+        with pytest.raises(StateError, match="changed while it ran"):
             first.check_unchanged()
     with state(workspace) as second:
         assert not second.is_complete
@@ -81,7 +81,7 @@ def test_a_run_that_finished_during_an_edit_is_kept_and_used_once_that_is_undone
 
 def test_an_orphan_of_this_workspace_is_named_and_left_alone(workspace: Workspace) -> None:
     with holder(workspace) as process:
-        with pytest.raises(StateError, match=f"got process {process.pid} still at it; .*kill {process.pid}"):
+        with pytest.raises(StateError, match=f"as process {process.pid}; .*kill {process.pid}"):
             state(workspace).__enter__()
         assert process.poll() is None
 
@@ -89,7 +89,7 @@ def test_an_orphan_of_this_workspace_is_named_and_left_alone(workspace: Workspac
 def test_an_orphan_with_other_inputs_is_refused_too(workspace: Workspace) -> None:
     with holder(workspace) as process:
         edit(workspace, 2)
-        with pytest.raises(StateError, match=f"got process {process.pid} still at it"):
+        with pytest.raises(StateError, match=f"as process {process.pid};"):
             state(workspace).__enter__()
 
 
@@ -132,7 +132,7 @@ def test_a_process_elsewhere_that_hangs_is_not_waited_for_without_end(
 ) -> None:
     monkeypatch.setattr(live_state, "_SILENT_SECONDS", 0.3)
     other = write_workspace(tmp_path / "elsewhere", workspace.root)
-    with holder(workspace) as process, pytest.raises(StateError, match=rf"got nothing for .*`kill {process.pid}`"):
+    with holder(workspace) as process, pytest.raises(StateError, match=rf"has written nothing to .*`kill {process.pid}`"):
         state(other).__enter__()
 
 
@@ -165,7 +165,7 @@ def test_an_edit_after_the_params_were_read_is_not_taken_for_what_ran(workspace:
     (workspace.directory / "params.yaml").write_text(edited)
     with state(noted) as mine:
         assert mine.fingerprint == before
-        with pytest.raises(StateError, match="must stay as they are"):
+        with pytest.raises(StateError, match="changed while it ran"):
             mine.check_unchanged()
 
 
@@ -216,7 +216,7 @@ def test_a_change_while_it_runs_is_noticed(change: str, workspace: Workspace) ->
         path.write_text(before.replace("seed: 1", "seed: 2") + "\n# new\n")
         if change == "params.yaml":
             path.write_text("eps: 1.0e-5\n")
-        with pytest.raises(StateError, match="must stay as they are while it runs"):
+        with pytest.raises(StateError, match="changed while it ran"):
             mine.check_unchanged()
         path.write_text(before)
         mine.check_unchanged()
@@ -235,7 +235,7 @@ def test_a_repository_may_have_any_name(name: str, tmp_path: Path, monkeypatch: 
     first = train(workspace)
     (file,) = root.glob(".resume/train/*/lock")
     assert json.loads(file.read_text())["workspace"] == f"other [1]/{name}"
-    with holder(workspace) as process, pytest.raises(StateError, match=f"got process {process.pid} still at it"):
+    with holder(workspace) as process, pytest.raises(StateError, match=f"as process {process.pid};"):
         state(workspace).__enter__()
     edit(workspace, 2)
     with state(workspace) as second:

@@ -100,11 +100,11 @@ def test_without_locks_a_second_process_of_this_machine_is_refused_all_the_same(
     workspace: Workspace, without_locks: int, preload: str
 ) -> None:
     with holder(workspace, LD_PRELOAD=preload) as process:
-        with pytest.raises(StateError, match=f"got process {process.pid} still at it"):
+        with pytest.raises(StateError, match=f"as process {process.pid};"):
             state(workspace).__enter__()
         assert not remove(SavedState("train", state(workspace).directory), lambda _: None)
         edit(workspace, 2)
-        with pytest.raises(StateError, match=f"got process {process.pid} still at it"):
+        with pytest.raises(StateError, match=f"as process {process.pid};"):
             state(workspace).__enter__()
         edit(workspace, 1)
         process.kill()

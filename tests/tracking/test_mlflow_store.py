@@ -160,7 +160,7 @@ def test_files_of_another_user_are_told_with_the_command_that_mends_them(tmp_pat
     command = [sys.executable, "-c", program]
     said = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True).stdout
     assert said == (
-        "ERROR: MLflow (sqlite:///mlruns/mlflow.db) must answer, got PermissionError: [Errno 13] Permission denied: "
+        "ERROR: MLflow (sqlite:///mlruns/mlflow.db) failed: PermissionError: [Errno 13] Permission denied: "
         "'mlruns/.lock'; make mlruns and all in it yours: sudo chown -R $(id -u) 'mlruns'\n"
     )
 

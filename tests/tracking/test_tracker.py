@@ -63,7 +63,7 @@ def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_late
         tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {"log.txt": state / "journal.jsonl"})
     assert len(said) == 2
     assert said[0].startswith("MLflow (sqlite:")
-    assert "training continues" in said[0]
+    assert "the stage continues" in said[0]
     assert "`make sync`" in said[1]
     shutil.rmtree(state)
     assert outbox.send(client, store, said.append) == 0
@@ -80,7 +80,7 @@ def test_the_warning_tells_a_refusal_from_an_outage(state: Path, store: MlflowSt
     tracker.start(DESCRIPTION)
     tracker.flush()
     (line,) = said
-    assert "refuses; training continues. MlflowException: The experiment 1 must be in the 'active' state" in line
+    assert "refuses; the stage continues. MlflowException: The experiment 1 must be in the 'active' state" in line
 
 
 class BlockedClient:
@@ -112,7 +112,7 @@ def test_a_call_that_never_returns_holds_up_no_stage(
             thread.join(60)
             assert not thread.is_alive()
     assert said == [
-        f"MLflow ({store.shown}) does not answer; training continues. "
+        f"MLflow ({store.shown}) does not answer; the stage continues. "
         "TimeoutError: no answer within tracking.finish_seconds (0.5)",
         f"MLflow ({store.shown}) lacks part of this run; `make sync` sends it later",
     ]
@@ -301,7 +301,7 @@ def test_the_tag_is_looked_for_once_in_a_few_sends_and_an_outage_stops_nothing()
     tag, calls = StopTag(lambda: asked.append("stop")), 0
     for _ in range(30):
         try:
-            tag.look(DeadClient(), "run")  # type: ignore[arg-type]
+            tag.check(DeadClient(), "run")  # type: ignore[arg-type]
         except ConnectionError:
             calls += 1
     assert calls == 10
@@ -314,5 +314,5 @@ def test_only_the_value_true_stops(client: "MlflowClient", store: MlflowStore, v
     asked = threading.Event()
     tag = StopTag(asked.set)
     for _ in range(3):
-        tag.look(client, run_id)
+        tag.check(client, run_id)
     assert asked.is_set() == is_asked

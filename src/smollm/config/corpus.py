@@ -108,7 +108,7 @@ class CorpusConfig:
     max_null_fraction: Annotated[float, between(0, 1)]
     """Largest fraction of a table's rows whose text may be null; such rows are left out."""
     near_duplicate_similarity: Annotated[float | None, between(0.5, 0.95)]
-    """Of documents that share about this much of their text only the first is kept; null: of equal ones alone.
+    """Documents about this similar to an earlier one are left out; null: exact duplicates only.
 
     It is the Jaccard similarity of their sets of five-word sequences.
     """

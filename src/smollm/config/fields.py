@@ -157,7 +157,7 @@ def _name(hint: object) -> str:
         int: "a whole number",
         float: "a finite number",
         bool: "true or false",
-        str: "a text",
+        str: "a string",
         types.NoneType: "null",
     }
     return names[hint]

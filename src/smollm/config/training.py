@@ -51,7 +51,7 @@ class OptimizerConfig:
     lr: Annotated[float, above(0)]
     """Peak learning rate."""
     embedding_lr: Annotated[float, above(0)]
-    """The same for embedding, output projection and norms, where Muon has the rest (kind: muon)."""
+    """Peak learning rate of embedding, output projection and norms when Muon trains the rest (kind: muon)."""
     weight_decay: Annotated[float, at_least(0)]
     """Decoupled, on matrices alone."""
     betas: Annotated[tuple[float, float], _BETAS]
@@ -85,7 +85,7 @@ class TrainingConfig:
     epochs: Annotated[float | None, above(0)]
     """Length of the stage in passes over its text; null if `steps` is set instead."""
     patience: Annotated[int | None, at_least(1)]
-    """The stage ends after so many validations in a row without a new best one; null: never early."""
+    """The stage ends after this many validations in a row without a new best one; null: never early."""
     sequences_per_step: Annotated[int, at_least(1)]
     """The global batch; how it is cut for the hardware is `runtime.micro_batch_size`."""
     sequence_length: Annotated[int, at_least(2)]

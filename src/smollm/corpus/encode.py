@@ -125,8 +125,8 @@ class Encoder:
             for selected, row in itertools.zip_longest(documents, (row for row, _ in rows)):
                 if selected is None or row is None or not is_row_of(row, selected):
                     raise CorpusError(
-                        f"corpus.{source.stage}: its text must stay the same until the stage is done, got another than "
-                        f"the killed start had; remove {directory}, then run `dvc repro`"
+                        f"corpus.{source.stage}: its text changed since the start that was killed; remove {directory}, "
+                        "then run `dvc repro`"
                     )
         is_by_tail = manifest["split"] != BY_DOCUMENT
         self.split.check_tail(source.stage, is_by_tail, manifest["documents_sha256"], counts.shared)

@@ -23,7 +23,7 @@ _BATCH_BYTES = 250_000
 """How much text a process is given at once."""
 
 _PARTS = 16
-"""Of a longer document so many parts, spread evenly, are signed: a million characters."""
+"""Of a longer document this many parts, spread evenly, are signed: a million characters."""
 
 _REMEMBERED = 100_000
 """Signatures that a source keeps from one reading to the next, such as for the training of a tokenizer."""

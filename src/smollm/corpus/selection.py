@@ -93,9 +93,9 @@ class Split:
         """
         if shared and (is_by_tail or self._split_by_tail) and documents_sha256 != self._split_by_tail:
             raise CorpusError(
-                f"params.yaml: corpus.{stage} must have the same documents as the stage before, or no common ones, "
-                "where those are too few or too unequal for a split by document, got "
-                f"{shared} common ones; choose other files, or give both more documents"
+                f"params.yaml: corpus.{stage} must share all documents with the stage before or none, because they are "
+                f"too few or too unequal to split by document, got {shared} common ones; choose other files, or give "
+                "both more documents"
             )
         self._split_by_tail = documents_sha256 if is_by_tail else self._split_by_tail
 
@@ -151,7 +151,7 @@ def select(source: Source, corpus: CorpusConfig, split: Split, counts: Selection
                 continue
             sides = similar.sides(signature)
             earlier = set() if split.knows(document) else split.similar_sides(signature)
-            if sides or len(earlier) == 2:  # of a text on both sides it can be on neither
+            if sides or len(earlier) == 2:  # it resembles texts on both sides, so it fits neither
                 similar.leave_out(signature, split.side_of_key(document.key), document.size)
                 split.move(document.key, VALIDATION if VALIDATION in sides | earlier else TRAIN)
                 continue

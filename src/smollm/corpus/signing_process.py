@@ -1,9 +1,9 @@
 """A child process that computes MinHash signatures: short digests by which similar texts are found.
 
-A text is taken as the set of its sequences of five words. The shares of two texts' minimal hashes that agree estimates
-the Jaccard similarity of their sets (Broder 1997). The hashes are cut into bands, of which only a digest is kept: two
-texts are taken as similar if they agree in a whole band, which is likely above a similarity that follows from the
-number of rows in a band (locality-sensitive hashing; Leskovec et al., Mining of Massive Datasets, chapter 3).
+A text is taken as the set of its sequences of five words. The share of minimal hashes on which two texts agree
+estimates the Jaccard similarity of their sets (Broder 1997). The hashes are cut into bands, of which only a digest is
+kept: two texts are taken as similar if they agree in a whole band, which is likely above a similarity that follows from
+the number of rows in a band (locality-sensitive hashing; Leskovec et al., Mining of Massive Datasets, chapter 3).
 """
 
 from array import array

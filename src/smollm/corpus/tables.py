@@ -70,8 +70,8 @@ def _refuse_json(name: str, line: int, error: json.JSONDecodeError | RecursionEr
             f"{name}: line {line}: must be JSON, got {error.msg!r} at column {error.colno}; fix the line"
         ) from None
     raise CorpusError(
-        f"{name}: line {line}: must not be nested deeper than Python's JSON reader goes (about 1,000 levels), got "
-        "more; take the nested value out of the row"
+        f"{name}: line {line}: nested too deep for Python's JSON reader (about 1,000 levels); take the nested value "
+        "out of the row"
     ) from None
 
 

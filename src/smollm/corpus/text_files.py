@@ -102,10 +102,7 @@ def check_unchanged(before: FileState | None, path: Path, name: str) -> None:
         CorpusError: the file was written to, replaced or removed.
     """
     if before is None or FileState.of(path) != before:
-        raise CorpusError(
-            f"{name}: must stay as it is while it is read, got a file that changed meanwhile; "
-            "run again once nothing writes to it"
-        )
+        raise CorpusError(f"{name}: changed while it was read; run again once nothing writes to it")
 
 
 def check_is_content(path: Path, name: str) -> None:
@@ -172,7 +169,7 @@ def chunks(path: Path, name: str) -> Iterator[str]:
                 byte = position - pending + error.start
                 is_utf_16 = byte == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
                 raise CorpusError(
-                    f"{name}: must be UTF-8, got another byte ({error.object[error.start]:#04x}) at byte {byte}; "
+                    f"{name}: must be UTF-8, got {error.object[error.start]:#04x} at byte {byte}; "
                     f"convert it, e.g. iconv -f {'utf-16' if is_utf_16 else 'windows-1252'} -t utf-8"
                 ) from None
             if text:

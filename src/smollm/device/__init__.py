@@ -1,2 +1,1 @@
-"""Where training runs: hardware, the group of processes, random seeds. Imports `config`; `model`, `operate` and
-`training` import it."""
+"""Where training runs: hardware, the group of processes, random seeds."""

@@ -92,7 +92,7 @@ class Group:
 
     @contextmanager
     def reporting_failure(self) -> Iterator[None]:
-        """Within it an error of rank 0 is known to the other ranks at once, though it announces it only later."""
+        """A context in which the other ranks learn of an error of rank 0 at once; it announces the error only later."""
         try:
             yield
         except Exception:

@@ -80,8 +80,8 @@ class Hardware:
             used = kilobytes * (1 if sys.platform == "darwin" else 1024)
         return float(used) / 2**30
 
-    def forget_peak_memory(self) -> None:
-        """Count `peak_memory_gib` from now on, where the device can: what failed is no peak of what runs."""
+    def reset_peak_memory(self) -> None:
+        """Restart `peak_memory_gib`, where the device can, so that failed attempts do not count."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 

@@ -1,7 +1,8 @@
 """Seeds: every use of random numbers has an RNG of its own, seeded by its purpose.
 
 Nothing draws from a global RNG while training, so no checkpoint needs to hold the state of one: weights depend on the
-seed, a batch and a sample on (seed, stage, step). The global RNGs that libraries might use are seeded all the same.
+seed; a batch, its dropout masks and a sample on (seed, stage, step). The global RNGs that libraries might use are
+seeded all the same.
 """
 
 import hashlib

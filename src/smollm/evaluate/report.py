@@ -127,7 +127,7 @@ def _plot_overlaps(axes: "Axes", results: Results) -> None:
     axes.set(
         title="longest overlap with the training text",
         xlabel="tokens",
-        ylabel="share with at least so many",
+        ylabel="share of texts with at least this many",
         ylim=(0, 1.05),
     )
     axes.set_xscale("log", base=2)
@@ -209,10 +209,10 @@ def _memory(workspace: Path, results: Results, metrics: dict[str, Any]) -> list[
     continued = [sample for name in TEXTS for sample in results.samples[name]][number]["document"]
     known = memory.place(workspace, longest) if longest["tokens"] else "no document"
     return [
-        "## What it knows by heart",
+        "## Memorisation",
         f"The longest run of each sample (of {results.settings.sample_tokens} tokens) that is, word for word, in the "
         "training text of either stage; and the same of the held-out documents' own continuations. Samples that share "
-        "much longer runs than held-out text does were learned by heart.",
+        "much longer runs than held-out text does were memorised.",
         _table(["text", "of", *heading], rows),
         "![longest overlaps](overlap.svg)",
         f"The longest run in a sample, {longest['tokens']} tokens, is in `{known}`; the sample continues "

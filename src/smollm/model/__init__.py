@@ -1,4 +1,2 @@
-"""The Llama in one file (`llama`), its faster kernels, sharding, sampling, export, and counts of parameters and FLOPs.
-
-Imported by `operate`, which needs the counts, and by `training`.
-"""
+"""The Llama in one file (`llama`), its faster kernels, sharding, sampling, export, and counts of parameters and
+FLOPs."""

@@ -61,7 +61,7 @@ def run(stage: str, runtime: RuntimeConfig, sequences: int, work: Callable[[Grou
 def count_restarts(group: Group) -> int:
     """How many times the processes of `group` have been restarted because one of them ended; every rank asks at once.
 
-    The agent of the machine where one ended counts; another agent may see the machines meet again, which does not.
+    Only the agent of the machine where one ended counts the restart; the others may see just a new rendezvous.
     """
     return group.all_reduce(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), max)
 

@@ -60,9 +60,7 @@ class Preflight:
         if not self.is_short(steps):
             rate = _BUSY * hardware.product_rate() * processes
             seconds = self.step_flops / rate
-            self._check(
-                steps, seconds, "at least", f"{rate / 1e9:,.0f} GFLOP/s, faster than {hardware.name} multiplies"
-            )
+            self._check(steps, seconds, "at least", f"{rate / 1e9:,.0f} GFLOP/s, more than {hardware.name} reaches")
 
     def check_pace(self, steps: int, seconds: float) -> None:
         """Refuse `steps` steps that take too long at the measured `seconds` a step.

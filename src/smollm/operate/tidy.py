@@ -48,7 +48,7 @@ def _drop(state: SavedState, on_removal: Callable[[Path], None]) -> None:
     size = state.bytes
     if not remove(state, on_removal):
         holder = state.holder
-        raise StateError(f"{state.name}: no process must run it, got {holder}; stop it with `kill {holder.pid}`")
+        raise StateError(f"{state.name}: in use by {holder}; stop it with `kill {holder.pid}`")
     say(f"removed .resume/{state.name} ({format_bytes(size)})")
 
 

@@ -97,7 +97,7 @@ def write_gguf(
         import gguf
     except ImportError:
         raise ConfigError(
-            "the package gguf must be installed to write for llama.cpp, got none; pip install gguf"
+            "llama.cpp's format needs the package gguf, which is not installed; pip install gguf"
         ) from None
     split = _split(tokenizer)
     with disk_errors(file):

@@ -65,29 +65,28 @@ class HubRepository:
             raise
         except LocalTokenNotFoundError:
             raise PublishError(
-                "the Hugging Face hub wants a token, got none; make one that may write at "
-                f"{self.api.endpoint}/settings/tokens, then `hf auth login`, or set HF_TOKEN"
+                f"no Hugging Face token; create one with write access at {self.api.endpoint}/settings/tokens, then "
+                "`hf auth login`, or set HF_TOKEN"
             ) from None
         except OfflineModeIsEnabled:
-            raise PublishError("the Hugging Face hub must be used online, got HF_HUB_OFFLINE; unset it") from None
+            raise PublishError("HF_HUB_OFFLINE is set; unset it to publish") from None
         except HfHubHTTPError as error:
             status = error.response.status_code
             reason = " ".join((error.server_message or str(error)).split())
             raise PublishError(
-                f"{self.repository}: the Hugging Face hub must accept it, got {status} ({reason:.300}); "
-                f"{_advice(status)}"
+                f"{self.repository}: the Hugging Face hub refused it with {status} ({reason:.300}); {_advice(status)}"
             ) from None
         except ValueError as error:  # of the card's head, or of the name
             reason = " ".join(str(error).split())
             raise PublishError(
-                f"{self.repository}: name and licence must be such as the hub has, got: {reason:.300}; correct REPO or "
-                "--license"
+                f"{self.repository}: the Hugging Face hub knows no such name or licence: {reason:.300}; correct REPO "
+                "or --license"
             ) from None
         except Exception as error:  # the client's errors of a network have no common base
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PublishError(
-                f"the Hugging Face hub ({self.api.endpoint}) must be reachable, got {type(error).__name__}: "
-                f"{reason:.300}; check the network and HF_ENDPOINT"
+                f"cannot reach the Hugging Face hub ({self.api.endpoint}), {type(error).__name__}: {reason:.300}; "
+                "check the network and HF_ENDPOINT"
             ) from None
 
 

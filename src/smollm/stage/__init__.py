@@ -1,4 +1,1 @@
-"""What all stages do: begin or resume, work, publish outputs and reports, end.
-
-Imported by `corpus` and `training`.
-"""
+"""What all stages do: begin or resume, work, publish outputs and reports, end."""

@@ -1,2 +1,2 @@
 """What survives a kill: the live state of a running stage, its journal, token files, files written atomically, and
-the fingerprint that decides whether a stage can resume. Imports `config`; anything above it may import it."""
+the fingerprint that decides whether a stage can resume."""

@@ -59,8 +59,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
                 record = Record(values.pop("kind"), values.pop("step"), values.pop("time"), values)
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise StateError(
-                    f"{path}: must hold a record in each line, got another at byte {offset}; remove {path.parent} to "
-                    "start the stage over"
+                    f"{path}: the line at byte {offset} is damaged; remove {path.parent} to start the stage over"
                 ) from None
             offset += len(line)
             yield record, offset

@@ -118,8 +118,8 @@ class LiveState:
         now = replace(self.workspace, values=None)
         if now.fingerprint(self.stage, now.inputs(self.stage)) != self.fingerprint:
             raise StateError(
-                f"{self.stage}: its params, code and inputs must stay as they are while it runs, got others since its "
-                "start; put them back and run `dvc repro` to have its result, or run `dvc repro` for the new ones"
+                f"{self.stage}: its params, code or inputs changed while it ran; undo that and `dvc repro` publishes "
+                "its result, or run `dvc repro` to start over with the new ones"
             )
 
     def _refuse_a_second_process(self) -> None:
@@ -159,9 +159,9 @@ class LiveState:
                 holder = lock.holder
             if now - quiet_since > _SILENT_SECONDS:
                 raise StateError(
-                    f"{self.stage}: {holder}, which computes the same elsewhere, must write to {self.directory}, got "
-                    f"nothing for {_SILENT_SECONDS / 60:.0f} minutes; stop it with `kill {holder.pid}`, then run "
-                    "`dvc repro` again"
+                    f"{self.stage}: {holder}, which computes the same elsewhere, has written nothing to "
+                    f"{self.directory} for {_SILENT_SECONDS / 60:.0f} minutes; stop it with `kill {holder.pid}`, then "
+                    "run `dvc repro` again"
                 )
             if now >= reminder and holder.workspace is not None:
                 progress = f" (at step {self._saved.step})" if reminder else ""
@@ -193,6 +193,6 @@ class LiveState:
 
     def _refuse(self, holder: Holder) -> NoReturn:
         raise StateError(
-            f"{self.stage}: must be the only one running in this workspace, got {holder} still at it; "
-            f"let it finish, or stop it with `kill {holder.pid}`, then run `dvc repro` again"
+            f"{self.stage}: already running in this workspace as {holder}; let it finish, or stop it with "
+            f"`kill {holder.pid}`, then run `dvc repro` again"
         )

@@ -98,11 +98,11 @@ def picture_failed(name: str, error: Exception) -> str:
 
 
 def git_refused(error: Exception) -> str:
-    return f"Git does not tell commit and branch, so that MLflow has neither for this run. {error}"
+    return f"Git did not report commit and branch, so MLflow has neither for this run. {error}"
 
 
 def best_damaged(error: Exception) -> str:
-    return f"{error}; that was the best state, and the best of those that follow takes its place"
+    return f"{error}; it was the best state; the next validation replaces it"
 
 
 def epochs(steps: int, count: float) -> str:
@@ -111,20 +111,19 @@ def epochs(steps: int, count: float) -> str:
 
 
 def many_epochs(stage: str, steps_per_epoch: float) -> str:
-    """The warning that so many epochs teach the text by heart, with numbers that suit."""
+    """The warning that a model overfits in so many epochs, with numbers that suit."""
     low, high = (max(1, round(number * steps_per_epoch)) for number in SUITABLE_EPOCHS)
     return (
-        f"so many epochs teach a model the text by heart: {low:,} to {high:,} steps ({SUITABLE_EPOCHS[0]} to "
-        f"{SUITABLE_EPOCHS[1]} epochs) would suit it; set {stage}.steps or {stage}.epochs, or use "
-        "`make repro PRESET=own-text`"
+        f"a model overfits in so many epochs: {low:,} to {high:,} steps ({SUITABLE_EPOCHS[0]} to {SUITABLE_EPOCHS[1]} "
+        f"epochs) would suit this text; set {stage}.steps or {stage}.epochs, or use `make repro PRESET=own-text`"
     )
 
 
 def validation_stalled(validations: int, best_step: int, best: float, now: float) -> str:
     """Training goes on, and the held-out text gets no better."""
     return (
-        f"no better validation in the last {validations}: {best:.3f} bits per byte at step {best_step}, {now:.3f} now; "
-        "the best state is kept"
+        f"no improvement in the last {validations} validations: best {best:.3f} bits per byte at step {best_step}, "
+        f"{now:.3f} now; the best state is kept"
     )
 
 
@@ -142,7 +141,7 @@ def worse_than_start(stage: str, start: float, exported: float) -> str:
 def start_is_best(stage: str, start: float, last: float) -> str:
     return (
         f"no step improved on what the stage started from ({start:.3f} bits per byte of its own held-out text, "
-        f"{last:.3f} at the end): models/{stage} is that; lower the rate or the steps of {stage}"
+        f"{last:.3f} at the end), so models/{stage} is that start; lower the rate or the steps of {stage}"
     )
 
 

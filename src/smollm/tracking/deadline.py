@@ -40,7 +40,7 @@ class Deadline:
             TimeoutError: the budget is spent.
         """
         if self.is_over:
-            raise TimeoutError("it answers too slowly to be waited for")
+            raise TimeoutError("no answer in time")
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ from smollm.tracking.console import shortened
 from smollm.tracking.provenance import differences
 
 _NAMED_EDITS = 3
-"""So many fit into the line; the others are counted."""
+"""This many fit into the line; the others are counted."""
 
 _EDIT_CHARACTERS = 60
 

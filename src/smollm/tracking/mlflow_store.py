@@ -178,4 +178,4 @@ class MlflowStore:
     def outage(self, error: Exception) -> str:
         """The line for a user whose command needs the store."""
         advice = "" if refuses(error) or isinstance(error, PermissionError) else "; try again later"
-        return f"ERROR: MLflow ({self.shown}) must answer, got {self.reason(error)}{advice}"
+        return f"ERROR: MLflow ({self.shown}) failed: {self.reason(error)}{advice}"

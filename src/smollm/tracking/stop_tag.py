@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 STOP = "stop"
 """Name of the tag."""
 
-_SENDS_PER_LOOK = 3
-"""The tag is looked for once in so many times that the tracker sends: a look costs as much as sending does."""
+_SENDS_PER_CHECK = 3
+"""Sends per check of the tag: a check costs as much as a send."""
 
 
 class StopTag:
@@ -26,14 +26,14 @@ class StopTag:
         self._on_stop = on_stop
         self._sends = 0
 
-    def look(self, client: "MlflowClient", run_id: str) -> None:
-        """Look for the tag, once in a few calls; when it is set, pass that on, and remove it: it has had its effect.
+    def check(self, client: "MlflowClient", run_id: str) -> None:
+        """Check for the tag, once in a few calls; when it is set, pass that on, and remove it: it has had its effect.
 
         Raises:
             Exception: what MLflow raises.
         """
         self._sends += 1
-        if self._sends % _SENDS_PER_LOOK:
+        if self._sends % _SENDS_PER_CHECK:
             return
         try:
             tags = client.get_run(run_id).data.tags

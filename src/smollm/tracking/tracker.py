@@ -127,10 +127,10 @@ class Tracker:
         upload(self.delivery, self._client)
         if self.delivery.run_id and not self._is_flushing and not self.delivery.is_done:
             self._system_metrics.ensure_running(self.delivery.run_id)
-            self._stop_tag.look(self._client, self.delivery.run_id)
+            self._stop_tag.check(self._client, self.delivery.run_id)
 
     def _warn(self, error: Exception) -> None:
         if not self._has_warned:
             self._has_warned = True
             verb = "refuses" if refuses(error) else "does not answer"
-            self._say(f"MLflow ({self.store.shown}) {verb}; training continues. {self.store.reason(error)}")
+            self._say(f"MLflow ({self.store.shown}) {verb}; the stage continues. {self.store.reason(error)}")

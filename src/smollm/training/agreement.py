@@ -27,8 +27,8 @@ def check_group(settings: Settings, group: Group) -> None:
     if sequences % group.size:
         near = " or ".join(map(str, near_divisors(sequences, group.size)))
         raise TrainingError(
-            f"{settings.stage}: as many processes must train as divide the {sequences} sequences of a step, got "
-            f"{group.size} on all machines together; use {near}"
+            f"{settings.stage}: the number of processes on all machines must divide the {sequences} sequences of a "
+            f"step, got {group.size}; use {near}"
         )
     share = sequences // group.size
     if not isinstance(micro_batch, Auto) and share % micro_batch:

@@ -56,7 +56,7 @@ def assemble(
         shard(model, group, hardware.device)
     else:
         micro_batch = search.run(model.to(hardware.device))
-    hardware.forget_peak_memory()  # that of micro-batches which did not fit
+    hardware.reset_peak_memory()  # that of micro-batches which did not fit
     optimizer = Optimizer(model, settings.training.optimizer, hardware.dtype, group)
     return Assembly(model, optimizer, hardware, group, group.all_reduce(micro_batch, min))
 

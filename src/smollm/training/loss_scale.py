@@ -1,4 +1,4 @@
-"""fp16's loss scale: lowered when a gradient overflows, whose step is skipped, and raised after many that do not."""
+"""fp16's loss scale: a gradient that overflows lowers it and its step is skipped; many that do not raise it."""
 
 import torch
 
@@ -51,6 +51,6 @@ class LossScale:
         self.journal.append("skip", step, loss_scale=self.value(), total=total)
         if self._in_a_row == _MAX_SKIPPED:
             raise TrainingError(
-                f"{self.stage}: the gradient must be finite at some loss scale, got {_MAX_SKIPPED} steps "
-                f"in a row without, up to step {step}; set runtime.precision to fp32 or bf16"
+                f"{self.stage}: the gradient overflowed at every loss scale, {_MAX_SKIPPED} steps in a row up to "
+                f"step {step}; set runtime.precision to fp32 or bf16"
             )

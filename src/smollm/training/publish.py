@@ -88,8 +88,7 @@ class Publisher:
         if newest is None or newest.state.step != last:
             run.state.mark_incomplete()
             raise CheckpointError(
-                f"{self.settings.stage}: the last checkpoint must be intact, got a damaged one; "
-                "`dvc repro` continues from the one before"
+                f"{self.settings.stage}: the last checkpoint is damaged; `dvc repro` continues from the one before"
             )
         return newest
 

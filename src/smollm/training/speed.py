@@ -7,7 +7,7 @@ from smollm.state.journal import Record
 from smollm.training.settings import Settings
 
 _PACE_STEPS, _PACE_SECONDS = 20, 30.0
-"""After so many steps or seconds the pace is known: the fastest step, without the first, which is a warm-up."""
+"""After this many steps or seconds the pace is known: that of the fastest step but the first, a warm-up."""
 
 
 class SpeedMeter:

@@ -274,7 +274,7 @@ class Trainer:
 
     def _save(self) -> None:
         if not torch.isfinite(total_norm(self.model.parameters())):
-            raise self._non_finite(self.step, f"all weights must be finite, got others after step {self.step}")
+            raise self._non_finite(self.step, f"all weights must be finite, got non-finite ones after step {self.step}")
         self.journal.sync()
         state = TrainerState(
             step=self.step,
