@@ -170,8 +170,10 @@ def test_a_lock_of_dvcs_held_by_a_stranger_is_said_by_dvc(tmp_path: Path) -> Non
 def test_a_file_system_without_locks_is_worked_on(tmp_path: Path) -> None:
     """kill -9 included; DVC has a setting of its own for such a file system."""
     project = clone(tmp_path / "project", pretrain=60, finetune=8)
-    project.dvc("config", "--local", "core.hardlink_lock", "true")
     preload = no_locks(tmp_path)
+    assert "Unable to acquire lock" in project.dvc("repro", check=False, LD_PRELOAD=preload).stdout
+    project.dvc("config", "--local", "core.hardlink_lock", "true")
+    (project.directory / ".dvc" / "tmp" / "lock").unlink()  # left by DVC, which would take it for a lock
     with project.start(LD_PRELOAD=preload) as process:
         wait_for_step(project, process, 12)
         os.killpg(process.pid, signal.SIGKILL)
