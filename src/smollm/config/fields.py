@@ -104,6 +104,9 @@ def _convert(hint: object, value: object, where: str, problems: Problems) -> obj
         return build(hint, value, where, problems)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     options = arguments if origin in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        problems.add(where, "must fit into 64 bits", value, "write a number of fewer digits")
+        return None
     before = len(problems.lines)
     for option in options:
         matches, converted = _match(option, value, where, problems)

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from smollm.config.corpus import RAW_DATA, CorpusConfig, CorpusSource
 from smollm.config.evaluate import EvaluateConfig
 from smollm.config.evaluation import EvaluationConfig
-from smollm.config.fields import Auto, Problems, between, build_fields
+from smollm.config.fields import Auto, Problems, at_least, build_fields
 from smollm.config.model import ModelConfig
 from smollm.config.runtime import RuntimeConfig
 from smollm.config.tokenizer import TokenizerConfig, TokenizerSource
@@ -32,7 +32,7 @@ from smollm.errors import ConfigError
 class Config:
     preset: str
     """Where the values came from; shown, read by no stage."""
-    seed: Annotated[int, between(0, 2**63 - 1)]
+    seed: Annotated[int, at_least(0)]
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
     model: ModelConfig
@@ -83,7 +83,7 @@ def read_values(path: Path) -> dict[str, Any]:
         loaded = _parse(text)
     except FileNotFoundError:
         raise ConfigError(f"{path.name}: must exist, got no file in {path.parent}; copy one from presets/") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:  # ValueError: bytes, or digits of an int
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path.name}: must be a YAML file, got an error: {reason}; fix that line") from None
     if not isinstance(loaded, DictConfig):
