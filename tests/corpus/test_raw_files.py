@@ -6,11 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from support.corpus import files_of, put_raw
+from support.corpus import POINTER, files_of, put_raw
 
 from smollm.errors import CorpusError
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456789\n"
 
 
 def test_links_that_lead_nowhere_or_in_circles_are_named(tmp_path: Path) -> None:
@@ -86,7 +84,7 @@ def test_a_git_lfs_pointer_is_no_text(name: str, tmp_path: Path) -> None:
     put_raw(tmp_path, "a.txt", b"text that mentions version https://git-lfs.github.com/spec/v1")
     put_raw(tmp_path, name, POINTER)
     with pytest.raises(
-        CorpusError, match=rf"^data/raw/{name}: must hold the text itself, got a Git LFS .*`git lfs pull`"
+        CorpusError, match=rf"^data/raw/{name}: must hold the content itself, got a Git LFS .*`git lfs pull`"
     ):
         list(files_of(tmp_path).documents())
 

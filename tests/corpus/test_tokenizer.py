@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.corpus import POINTER
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
@@ -149,6 +150,13 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes) 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=re.escape(str(tmp_path / "none.json"))) as caught:
         load(tmp_path / "none.json", END)
+    one_line(caught)
+
+
+def test_a_git_lfs_pointer_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(POINTER)
+    with pytest.raises(CorpusError, match=r"must hold the content itself, got a Git LFS .*`git lfs pull`") as caught:
+        load(tmp_path / "tokenizer.json", END)
     one_line(caught)
 
 

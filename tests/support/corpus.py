@@ -20,6 +20,9 @@ from smollm.errors import CorpusError
 
 END_OF_TEXT = "<|endoftext|>"
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456789\n"
+"""What Git LFS leaves in place of a file that was not downloaded."""
+
 NO_FILES = SourceConfig(CorpusSource.FILES, (), "text", None, HubDatasetConfig(None, None, "train", None, True))
 CORPUS = CorpusConfig(("stdlib",), 1.0, None, 0.3, 0.05, None, NO_FILES, NO_FILES)
 """At most 1 MB, of which 0.3 is held out; near-duplicates are not looked for."""

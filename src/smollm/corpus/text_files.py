@@ -115,7 +115,7 @@ def check_is_content(path: Path, name: str) -> None:
         start = file.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
         raise CorpusError(
-            f"{name}: must hold the text itself, got a Git LFS pointer to it; run `git lfs pull`, then `dvc repro`"
+            f"{name}: must hold the content itself, got a Git LFS pointer to it; run `git lfs pull`, then `dvc repro`"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from smollm.config.tokenizer import TokenizerConfig, TokenizerSource
+from smollm.corpus.text_files import check_is_content
 from smollm.errors import CorpusError
 from smollm.state.tokens import as_plain_text
 
@@ -66,6 +67,8 @@ def load(path: Path, end_of_text: str) -> Tokenizer:
     Raises:
         CorpusError: there is no such file, or the pipeline cannot use the tokenizer.
     """
+    if path.is_file():
+        check_is_content(path, str(path))
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
