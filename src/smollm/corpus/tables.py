@@ -3,11 +3,11 @@
 import csv
 import itertools
 import json
-import math
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -56,18 +56,20 @@ def rows(path: Path, name: str, column: str) -> Iterator[Row]:
             yield from _json_lines(file, name)
 
 
-def _integer(digits: str) -> float:
-    """An integer of JSON; infinity for one so long that Python refuses to convert it."""
-    return int(digits) if len(digits) < 4000 else math.inf
+def _integer(digits: str) -> int | Decimal:
+    """An integer of JSON; a Decimal for one so long that Python refuses to convert it to int."""
+    return int(digits) if len(digits) < 4000 else Decimal(digits)
 
 
 _JSON = json.JSONDecoder(parse_int=_integer)
 
 
-def _refuse_json(name: str, line: int, error: json.JSONDecodeError | RecursionError) -> NoReturn:
+def _refuse_json(
+    name: str, line: int, error: json.JSONDecodeError | RecursionError, fix: str = "fix the line"
+) -> NoReturn:
     if isinstance(error, json.JSONDecodeError):
         raise CorpusError(
-            f"{name}: line {line}: must be JSON, got {error.msg!r} at column {error.colno}; fix the line"
+            f"{name}: line {line}: must be JSON, got {error.msg!r} at column {error.colno}; {fix}"
         ) from None
     raise CorpusError(
         f"{name}: line {line}: nested too deep for Python's JSON reader (about 1,000 levels); take the nested value "
@@ -83,7 +85,7 @@ def _json_lines(file: TextIO, name: str) -> Iterator[Row]:
         try:
             yield f"line {number}", _JSON.decode(line.rstrip())
         except (json.JSONDecodeError, RecursionError) as error:
-            _refuse_json(name, number, error)
+            _refuse_json(name, number, error, "fix the line, or name the file .json if its rows are not one a line")
 
 
 class _JsonReader:
