@@ -110,6 +110,45 @@ def test_a_search_out_of_memory_goes_on_with_the_next_smaller_size(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("ranks", "size", "keeps_average", "copies"),
+    [
+        (1, 8, False, 2),  # AdamW's moments alone
+        (1, 4, False, 3),  # and the gradient accumulated before the micro-batch
+        (1, 8, True, 3),  # and the average of the weights
+        (1, 4, True, 4),
+        (2, 4, False, 3),  # all that a rank has of a step at once; and the gradient that is averaged over the group
+        (2, 2, False, 3),  # which is the accumulated one
+        (2, 2, True, 4),
+    ],
+)
+def test_a_gpu_is_tried_with_all_in_memory_that_a_step_needs(
+    model_config: ModelConfig,
+    cpu: Hardware,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    size: int,
+    keeps_average: bool,
+    copies: int,
+) -> None:
+    """Beside the weights and one gradient, so many times as many float32 values."""
+    model = make_model(model_config)
+    reserved: dict[int, int] = {}
+
+    def fit(_: MicroBatchSearch, __: LlamaForCausalLM, tried: int, memory: Tensor) -> None:
+        reserved[tried] = memory.nbytes
+        if tried > size:
+            raise torch.OutOfMemoryError("out of memory")
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda count, *, device: empty(count))  # there may be no GPU
+    monkeypatch.setattr(MicroBatchSearch, "_try", fit)
+    gpu = replace(cpu, device=torch.device("cuda"))
+    group = Group(0, ranks)
+    assert MicroBatchSearch(make_batches(), Auto.AUTO, gpu, pytest.fail, group, keeps_average).run(model) == size
+    assert reserved[size] == copies * sum(weight.nbytes for weight in model.parameters())
+
+
 @pytest.mark.parametrize(("wanted", "last"), [(Auto.AUTO, 1), (4, 4)])
 def test_a_size_that_does_not_fit_names_the_setting_to_lower(
     model_config: ModelConfig, cpu: Hardware, monkeypatch: pytest.MonkeyPatch, wanted: Auto | int, last: int
