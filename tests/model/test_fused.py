@@ -44,7 +44,8 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 def distance(one: Tensor, other: Tensor) -> float:
     assert one.shape == other.shape
-    return float((one.double() - other.double()).norm() / other.double().norm())
+    one, other = one.detach().double(), other.detach().double()
+    return float((one - other).norm() / other.norm())
 
 
 def gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> list[Tensor]:
