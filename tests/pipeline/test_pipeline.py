@@ -360,6 +360,26 @@ def test_known_params_come_back_without_running(finished: Clone) -> None:
     assert (finished.directory / "reports/finetune/run.json").read_text() == before
 
 
+def test_pretrains_text_is_replayed_and_only_finetune_reruns_for_it(finished: Clone) -> None:
+    plain = finished.rows("reports/finetune/validation.tsv")
+    finished.set({"finetune.replay_fraction": 0.25})
+    output = finished.dvc("repro").stdout
+    assert [line for line in output.splitlines() if line.startswith("Running stage")] == ["Running stage 'finetune':"]
+    assert "25% of the sequences replay pretrain's text" in output
+    replaying = finished.rows("reports/finetune/validation.tsv")
+    assert replaying[0] == plain[0], "the held-out text is the same"
+    assert replaying[-1] != plain[-1]
+    datasets = {one.dataset.name: one.tags[0].value for one in runs(finished)["finetune"][0].inputs.dataset_inputs}
+    assert datasets == {
+        "finetune/train": "training",
+        "finetune/validation": "validation",
+        "pretrain/train": "training",
+        "pretrain/validation": "validation",
+    }
+    finished.run("git", "checkout", "--", "params.yaml")
+    assert finished.repro() == []
+
+
 def test_a_forced_run_starts_afresh(finished: Clone) -> None:
     first = finished.json("reports/finetune/run.json")["mlflow_run_id"]
     losses = finished.rows("reports/finetune/losses.tsv")

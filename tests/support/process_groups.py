@@ -19,6 +19,7 @@ EVERY_STEP = {
     "pretrain.sequences_per_step": 12,  # for 1, 2, 3 and 4 processes
     "finetune.steps": 10,
     "finetune.sequences_per_step": 12,
+    "finetune.replay_fraction": 0.25,
 }
 
 SHARDED = {"runtime.shard_weights": True, "runtime.activation_checkpointing": True}

@@ -35,6 +35,7 @@ TRAINING = TrainingConfig(
     epochs=None,
     sequences_per_step=4,
     sequence_length=16,
+    replay_fraction=0.0,
     optimizer=OptimizerConfig(OptimizerKind.MUON, 0.01, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95, 5),
     schedule=ScheduleConfig(2, 0.5, 0.0),
     mask_documents=False,

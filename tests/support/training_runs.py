@@ -14,6 +14,7 @@ EVERY_STEP = {
     "pretrain.log_every_steps": 1,
     "pretrain.sample_every_steps": 7,
     "pretrain.validate_every_steps": 5,
+    "finetune.replay_fraction": 0.25,
     "finetune.sample_every_steps": 7,
     "runtime.micro_batch_size": 2,
 }

@@ -6,7 +6,7 @@ import pytest
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.errors import CorpusError
-from smollm.training.batches import Batches, BatchReader, Ids, validation_windows
+from smollm.training.batches import Batches, BatchReader, Ids, Replay, validation_windows
 
 STREAM = np.arange(1100, dtype=np.uint16)
 """Each token is its own position."""
@@ -37,10 +37,10 @@ def test_inputs_are_a_stretch_of_the_stream_and_targets_the_same_one_later() -> 
         assert np.array_equal(targets, (inputs + 1) % 1000)
 
 
-def test_the_starts_of_a_step_are_where_its_sequences_begin() -> None:
+def test_the_places_of_a_step_are_where_its_sequences_begin() -> None:
     batches = make()
     for step in (1, 24, 25, 50):
-        assert batches.starts(step) == [int(row[0]) for row in batches(step)[0]]
+        assert [start for _, start in batches.places(step)] == [int(row[0]) for row in batches(step)[0]]
 
 
 def test_a_batch_is_a_function_of_the_step_whatever_was_asked_before() -> None:
@@ -113,7 +113,7 @@ def test_a_step_may_take_the_end_of_one_epoch_and_the_start_of_the_next() -> Non
 
 def test_the_window_over_the_end_goes_on_at_the_beginning() -> None:
     batches = make(tokens=45, sequences=4, length=10)
-    assert batches.window(40).tolist() == [40, 41, 42, 43, 44, 0, 1, 2, 3, 4, 5]
+    assert batches.texts["pretrain"].at(40).tolist() == [40, 41, 42, 43, 44, 0, 1, 2, 3, 4, 5]
 
 
 def test_a_stream_that_is_exactly_large_enough_works() -> None:
@@ -131,6 +131,75 @@ def test_too_small_a_stream_is_refused_with_the_rule_and_the_numbers(tokens: int
     assert str(caught.value) == (
         f"data/tokens/pretrain/train.bin: a step needs 4 sequences of 10 tokens (40 tokens in all), got {tokens} "
         "tokens; add text, or lower pretrain.sequences_per_step or pretrain.sequence_length"
+    )
+
+
+OLD_STREAM = np.arange(10_000, 10_500, dtype=np.uint16)
+"""Another stage's text, of other tokens."""
+
+
+def replaying(fraction: float, sequences: int = 4, old: Ids | None = None) -> Batches:
+    """A stage that also reads the text of the one before it."""
+    replay = Replay("pretrain", OLD_STREAM if old is None else old, fraction)
+    return Batches(STREAM[:1000], sequences, 10, 1, "finetune", replay)
+
+
+def old_and_own(batches: Batches, steps: int) -> tuple[list[int], list[int]]:
+    """Where the replayed sequences of the first steps begin, and the stage's own, in their order."""
+    begins = starts(batches, range(1, steps + 1))
+    return [start for start in begins if start >= 10_000], [start for start in begins if start < 10_000]
+
+
+@pytest.mark.parametrize(("fraction", "sequences", "replayed"), [(0.25, 4, 1), (0.1, 30, 3), (0.9, 10, 9), (0.5, 2, 1)])
+def test_each_step_replays_that_fraction_where_it_is_a_whole_number(
+    fraction: float, sequences: int, replayed: int
+) -> None:
+    batches = replaying(fraction, sequences)
+    for step in range(1, 200):
+        inputs, targets = batches(step)
+        assert int((inputs[:, 0] >= 10_000).sum()) == replayed
+        assert np.array_equal(inputs[:, 1:], targets[:, :-1])
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.05, 0.1, 1 / 3, 0.3, 0.77, 0.99])
+def test_elsewhere_it_is_that_fraction_after_any_number_of_steps_to_half_a_sequence(fraction: float) -> None:
+    batches, replayed = replaying(fraction), 0
+    for step in range(1, 600):
+        texts = [text.stage for text, _ in batches.places(step)]
+        assert len(texts) == 4
+        assert texts == sorted(texts), "replayed ones are last: finetune, then pretrain"
+        replayed += texts.count("pretrain")
+        assert abs(replayed - 4 * step * fraction) <= 0.5 + 1e-9
+
+
+def test_both_texts_are_read_in_the_order_in_which_their_stages_alone_read_them() -> None:
+    replayed, own = old_and_own(replaying(0.25), steps=300)
+    alone = make(stage="finetune")
+    assert own == starts(alone, range(1, 226)), "nine epochs"
+    of_pretrain = Batches(OLD_STREAM, 3, 10, 1, "pretrain")
+    assert replayed == starts(of_pretrain, range(1, 101)), "six epochs"
+
+
+def test_a_fraction_of_zero_is_no_replay() -> None:
+    for step in range(1, 60):
+        assert same(replaying(0.0)(step), make(stage="finetune")(step))
+
+
+def test_a_batch_with_replay_is_a_function_of_the_step_and_shared_out_by_rows(cpu: Hardware) -> None:
+    in_order = replaying(0.3)
+    batches = {step: in_order(step) for step in range(1, 80)}
+    for step in (79, 1, 50, 24, 25, 2):
+        assert same(replaying(0.3)(step), batches[step])
+        halves = [BatchReader(replaying(0.3), Group(rank, 2), cpu).read(step) for rank in (0, 1)]
+        assert np.array_equal(np.concatenate(halves, axis=1), np.stack(batches[step]))
+
+
+def test_too_small_a_text_to_replay_is_refused_by_its_name() -> None:
+    with pytest.raises(CorpusError) as caught:
+        replaying(0.25, old=OLD_STREAM[:39])
+    assert str(caught.value) == (
+        "data/tokens/pretrain/train.bin: a step needs 4 sequences of 10 tokens (40 tokens in all), got 39 "
+        "tokens; add text, or lower finetune.sequences_per_step or finetune.sequence_length"
     )
 
 

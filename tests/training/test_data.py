@@ -27,6 +27,12 @@ def test_epochs_are_as_many_steps_as_read_the_text_so_often(epochs: float, steps
     assert resolved == replace(training, steps=steps)
 
 
+def test_epochs_are_of_the_stages_own_text_whatever_is_replayed(tmp_path: Path) -> None:
+    training = replace(TRAINING, steps=None, epochs=2.5, schedule=ScheduleConfig(0, 0.5, 0.0), replay_fraction=0.25)
+    resolved = resolve_steps(training, "pretrain", written(tmp_path, 1000))  # 3 x 16 of its own tokens a step
+    assert resolved.steps == 52
+
+
 def test_a_number_of_steps_needs_no_text(tmp_path: Path) -> None:
     assert resolve_steps(TRAINING, "pretrain", tmp_path) is TRAINING
 

@@ -211,6 +211,10 @@ def _check_start(config: Config, problems: Problems) -> None:
         problems.add(
             "pretrain.start", "must be initial: no stage comes before", config.pretrain.start.value, "use initial"
         )
+    if config.pretrain.replay_fraction:
+        problems.add(
+            "pretrain.replay_fraction", "must be 0: no stage comes before", config.pretrain.replay_fraction, "use 0.0"
+        )
     if config.finetune.start is Start.INITIAL:
         problems.add("finetune.start", "must be one of pretrain's states: best or last", "initial", "use best")
 

@@ -90,6 +90,8 @@ class TrainingConfig:
     """The global batch; how it is cut for the hardware is `runtime.micro_batch_size`."""
     sequence_length: Annotated[int, at_least(2)]
     """Tokens of a sequence."""
+    replay_fraction: Annotated[float, at_least(0), below(1)]
+    """Fraction of the sequences that are from the previous stage's training text: for finetune."""
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     mask_documents: bool
@@ -110,9 +112,14 @@ class TrainingConfig:
     def tokens_per_step(self) -> int:
         return self.sequences_per_step * self.sequence_length
 
+    @property
+    def own_tokens_per_step(self) -> float:
+        """Tokens of a step that are from the stage's own text, on average."""
+        return self.tokens_per_step * (1 - self.replay_fraction)
+
     def steps_of(self, epochs: float, tokens: int) -> int:
-        """The number of steps that read a text of `tokens` tokens `epochs` times."""
-        return max(1, round(epochs * tokens / self.tokens_per_step))
+        """The number of steps that read the stage's own text, of `tokens` tokens, `epochs` times."""
+        return max(1, round(epochs * tokens / self.own_tokens_per_step))
 
     def max_warmup_steps(self, steps: int) -> int:
         """The longest warm-up that a stage of `steps` steps has room for: up to the decay."""

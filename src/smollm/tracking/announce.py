@@ -105,9 +105,14 @@ def best_damaged(error: Exception) -> str:
     return f"{error}; it was the best state; the next validation replaces it"
 
 
-def epochs(steps: int, count: float) -> str:
-    """How often training passes through its text."""
-    return f"{steps:,} steps are {count:,.3g} {'epoch' if count == 1 else 'epochs'} of this text"
+def epochs(stage: str, steps: int, count: float) -> str:
+    """How often training passes through the stage's text."""
+    return f"{steps:,} steps are {count:,.3g} {'epoch' if count == 1 else 'epochs'} of {stage}'s text"
+
+
+def replay(stage: str, fraction: float) -> str:
+    """A part of the training text is that of the earlier `stage`."""
+    return f"{100 * fraction:.3g}% of the sequences replay {stage}'s text"
 
 
 def many_epochs(stage: str, steps_per_epoch: float) -> str:

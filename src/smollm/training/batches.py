@@ -1,7 +1,9 @@
-"""Batches cut from a token stream: a batch is a function of (seed, stage, step).
+"""Batches cut from token streams: a batch is a function of (seed, stage, step).
 
 Legend: B batch, T time.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,52 +19,28 @@ from smollm.state.tokens import Tokens
 Ids = NDArray[np.int64]
 
 
-class Batches:
-    """Training windows in a new random order each epoch.
+class Windows:
+    """The windows of a token stream, in a new random order each epoch.
 
-    The token stream, repeated endlessly, is cut into windows of T inputs; the target of a window's last input is the
+    The stream, repeated endlessly, is cut into windows of T inputs; the target of a window's last input is the
     first token of the next window. Epoch e consists of the windows that begin in the e-th repetition. So every token
     is an input once per epoch, except for less than a window of tokens at the boundary between epochs. Unless T divides
     the stream, the cuts differ from epoch to epoch.
     """
 
-    def __init__(self, tokens: Tokens, sequences: int, length: int, seed: int, stage: str) -> None:
+    def __init__(self, tokens: Tokens, length: int, seed: int, stage: str) -> None:
         """
         Args:
             tokens: the whole stream, 1-D.
-            sequences: B, windows of a step.
             length: T, in tokens.
-            seed, stage: determine the order.
-
-        Raises:
-            CorpusError: the stream is too short for one batch.
+            seed, stage: determine the order; `stage` is the one whose text it is.
         """
-        if len(tokens) < sequences * length:
-            raise CorpusError(
-                f"data/tokens/{stage}/train.bin: a step needs {sequences} sequences of {length} tokens "
-                f"({sequences * length} tokens in all), got {len(tokens)} tokens; "
-                f"add text, or lower {stage}.sequences_per_step or {stage}.sequence_length"
-            )
-        self.tokens, self.sequences, self.length = tokens, sequences, length
+        self.tokens, self.length = tokens, length
         self.seed, self.stage = seed, stage
         self._epoch: int | None = None
 
-    def __call__(self, step: int) -> tuple[Ids, Ids]:
-        """Inputs and targets of step `step`, counted from 1: (B, T) int64 each."""
-        windows = np.stack([self.window(start) for start in self.starts(step)])
-        return windows[:, :-1], windows[:, 1:]
-
-    def starts(self, step: int) -> list[int]:
-        """The position in the stream at which each sequence of step `step` begins."""
-        first = (step - 1) * self.sequences
-        return [self._start(index) for index in range(first, first + self.sequences)]
-
-    def window(self, start: int) -> Ids:
-        """T+1 tokens from `start` on; the stream wraps around at its end."""
-        positions = np.arange(start, start + self.length + 1)
-        return self.tokens[positions % len(self.tokens)].astype(np.int64)
-
-    def _start(self, index: int) -> int:
+    def start(self, index: int) -> int:
+        """The position in the stream at which the window begins that is number `index` in the order, from 0."""
         epoch = index * self.length // len(self.tokens)
         if epoch != self._epoch:
             self._first, following = (-(-e * len(self.tokens) // self.length) for e in (epoch, epoch + 1))
@@ -71,6 +49,70 @@ class Batches:
             self._epoch = epoch
         window = self._first + int(self._order[index - self._first])
         return window * self.length % len(self.tokens)
+
+    def at(self, start: int) -> Ids:
+        """T+1 tokens from `start` on; the stream wraps around at its end."""
+        positions = np.arange(start, start + self.length + 1)
+        return self.tokens[positions % len(self.tokens)].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Text of an earlier stage, which a stage reads again between its own."""
+
+    stage: str
+    tokens: Tokens
+    """The whole stream, 1-D."""
+    fraction: float
+    """Of the stage's sequences, from 0 to below 1."""
+
+
+class Batches:
+    """Training windows of a stage's own text and, with `replay`, of an earlier stage's.
+
+    After any number of steps, the replayed ones are that fraction of all, rounded to a whole number. They come in the
+    order in which the earlier stage read its text, so that it is text the model knows (if sequences are as long).
+    """
+
+    def __init__(
+        self, tokens: Tokens, sequences: int, length: int, seed: int, stage: str, replay: Replay | None = None
+    ) -> None:
+        """
+        Args:
+            tokens: the stage's own text: the whole stream, 1-D.
+            sequences: B, windows of a step.
+            length: T, in tokens.
+            seed, stage: determine the order.
+            replay: the earlier stage's text, and how much of it.
+
+        Raises:
+            CorpusError: a stream is too short for one batch.
+        """
+        self.sequences, self.length = sequences, length
+        self.seed, self.stage = seed, stage
+        self._fraction = replay.fraction if replay else 0.0
+        self._own = Windows(tokens, length, seed, stage)
+        self._replayed = Windows(replay.tokens, length, seed, replay.stage) if replay else self._own
+        self.texts = {windows.stage: windows for windows in (self._own, self._replayed)}
+        for windows in self.texts.values():
+            if len(windows.tokens) < sequences * length:
+                raise CorpusError(
+                    f"data/tokens/{windows.stage}/train.bin: a step needs {sequences} sequences of {length} tokens "
+                    f"({sequences * length} tokens in all), got {len(windows.tokens)} tokens; "
+                    f"add text, or lower {stage}.sequences_per_step or {stage}.sequence_length"
+                )
+
+    def __call__(self, step: int) -> tuple[Ids, Ids]:
+        """Inputs and targets of step `step`, counted from 1: (B, T) int64 each."""
+        windows = np.stack([text.at(start) for text, start in self.places(step)])
+        return windows[:, :-1], windows[:, 1:]
+
+    def places(self, step: int) -> list[tuple[Windows, int]]:
+        """The text of each sequence of step `step`, and the position at which it begins there; replayed ones last."""
+        before, after = (round(self._fraction * self.sequences * steps) for steps in (step - 1, step))
+        own = range((step - 1) * self.sequences - before, step * self.sequences - after)
+        indices = [*((self._own, index) for index in own), *((self._replayed, index) for index in range(before, after))]
+        return [(windows, windows.start(index)) for windows, index in indices]
 
 
 class BatchReader:

@@ -9,8 +9,8 @@ from smollm.config.fields import Problems
 from smollm.config.file import check_warmup
 from smollm.config.training import TrainingConfig
 from smollm.errors import ConfigError
-from smollm.state.tokens import TRAIN, VALIDATION, open_tokenizer, open_tokens, read_manifest
-from smollm.training.batches import Batches, Ids, validation_windows
+from smollm.state.tokens import TRAIN, VALIDATION, Tokens, open_tokenizer, open_tokens, read_manifest
+from smollm.training.batches import Batches, Ids, Replay, validation_windows
 from smollm.training.settings import Settings
 
 
@@ -57,12 +57,16 @@ class TrainingData:
             CorpusError: there is too little text for the stage's steps or validation.
         """
         manifest = read_manifest(token_directory(workspace, settings.stage))
-        tokens = open_tokens(token_directory(workspace, settings.stage) / f"{TRAIN}.bin", manifest["dtype"])
-        training = settings.training
+        training, tokens = settings.training, _open_side(workspace, settings.stage, TRAIN)
+        replay = None
+        if continues and training.replay_fraction:
+            replay = Replay(continues, _open_side(workspace, continues, TRAIN), training.replay_fraction)
         return cls(
             open_tokenizer(workspace / "data/tokenizer/tokenizer.json"),
             int(manifest["end_of_text_id"]),
-            Batches(tokens, training.sequences_per_step, training.sequence_length, settings.seed, settings.stage),
+            Batches(
+                tokens, training.sequences_per_step, training.sequence_length, settings.seed, settings.stage, replay
+            ),
             _held_out(workspace, settings, settings.stage),
             _held_out(workspace, settings, continues) if continues else None,
         )
@@ -70,7 +74,11 @@ class TrainingData:
 
 def _held_out(workspace: Path, settings: Settings, stage: str) -> Ids:
     """Windows of `stage`'s held-out text, as long as this stage's sequences."""
-    directory = token_directory(workspace, stage)
-    tokens = open_tokens(directory / f"{VALIDATION}.bin", read_manifest(directory)["dtype"])
     length, most = settings.training.sequence_length, settings.evaluation.validation_tokens
-    return validation_windows(tokens, length, most, stage, settings.stage)
+    return validation_windows(_open_side(workspace, stage, VALIDATION), length, most, stage, settings.stage)
+
+
+def _open_side(workspace: Path, stage: str, side: str) -> Tokens:
+    """The tokens of `stage`'s text that are trained on or held out."""
+    directory = token_directory(workspace, stage)
+    return open_tokens(directory / f"{side}.bin", read_manifest(directory)["dtype"])

@@ -14,46 +14,50 @@ from smollm.model.sharding import gradient_norm
 from smollm.state.files import write_json
 from smollm.state.tokens import TRAIN, documents_of
 from smollm.training.batches import Batches
+from smollm.training.data import token_directory
 
 
 def measure_sequences(model: LlamaForCausalLM, batches: Batches, step: int, hardware: Hardware) -> list[dict[str, Any]]:
-    """For each sequence of the stage's step `step` alone: loss, gradient norm, and its position in the token stream.
+    """For each sequence of the stage's step `step` alone: loss, gradient norm, stage and position of its text.
 
     Leaves no gradient behind. Not compiled: one sequence is another shape.
     """
     sequences: list[dict[str, Any]] = []
     inputs, targets = batches(step)
     with model.uncompiled():
-        for row, start in enumerate(batches.starts(step)):
+        for row, (text, start) in enumerate(batches.places(step)):
             model.zero_grad(set_to_none=True)
             ids, following = (torch.tensor(array[row : row + 1]).to(hardware.device) for array in (inputs, targets))
             with hardware.autocast():
                 loss = model.loss(ids, following)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = gradient_norm(model).item()
-            sequences.append({"first_token": start, "loss": loss.item(), "gradient_norm": norm})
+            place = {"text_of": text.stage, "first_token": start}
+            sequences.append({**place, "loss": loss.item(), "gradient_norm": norm})
     model.zero_grad(set_to_none=True)
     return sequences
 
 
-def write(path: Path, values: dict[str, Any], batches: Batches, directory: Path, tokenizer: Tokenizer) -> None:
+def write(path: Path, values: dict[str, Any], batches: Batches, workspace: Path, tokenizer: Tokenizer) -> None:
     """Write `values` as JSON, each of its `sequences` with its text and the documents that it is from.
 
     Args:
         path: of the JSON file.
         values: of the step; non-finite numbers are written as strings.
-        batches: of the stage, whose tokens are those of `directory`.
-        directory: the stage's token files.
+        batches: of the stage.
+        workspace: has the token files that they are from.
         tokenizer: decodes them.
     """
-    offsets, names = documents_of(directory, TRAIN)
+    documents_by_stage = {stage: documents_of(token_directory(workspace, stage), TRAIN) for stage in batches.texts}
     sequences = []
     for sequence in values["sequences"]:
-        start, end = sequence["first_token"], sequence["first_token"] + batches.length
-        first, last = np.searchsorted(offsets, [start, end % len(batches.tokens)], side="right") - 1
+        windows = batches.texts[sequence["text_of"]]
+        offsets, names = documents_by_stage[windows.stage]
+        start, end = sequence["first_token"], sequence["first_token"] + windows.length
+        first, last = np.searchsorted(offsets, [start, end % len(windows.tokens)], side="right") - 1
         # a window may wrap around from the stream's end to its beginning
-        documents = names[first : last + 1] if end < len(batches.tokens) else names[first:] + names[: last + 1]
-        text = tokenizer.decode(batches.window(start).tolist(), skip_special_tokens=False)
+        documents = names[first : last + 1] if end < len(windows.tokens) else names[first:] + names[: last + 1]
+        text = tokenizer.decode(windows.at(start).tolist(), skip_special_tokens=False)
         sequences.append({**_plain(sequence), "documents": documents, "text": text})
     write_json(path, {**_plain(values), "sequences": sequences})
 

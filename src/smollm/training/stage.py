@@ -176,9 +176,8 @@ class TrainingStage:
 
     def _report_failure(self, run: StageRun, data: TrainingData, error: NonFinite) -> None:
         """Write the report on a step with a non-finite loss or gradient."""
-        tokens = token_directory(self.workspace.directory, self.settings.stage)
         run.artifacts["failure.json"] = _failure_report(run)
-        failure.write(_failure_report(run), error.values, data.batches, tokens, data.tokenizer)
+        failure.write(_failure_report(run), error.values, data.batches, self.workspace.directory, data.tokenizer)
 
     def _announce(self, records: Records, machine: hardware.Hardware, first_step: int, group: Group) -> None:
         model, training = self.settings.model, self.settings.training
@@ -193,9 +192,11 @@ class TrainingStage:
         computer = announce.machine(machine.name, machine.device.type, machine.precision.value, machine.compile)
         records.log(f"{plan}; {computer}", first_step)
         manifest = read_manifest(token_directory(self.workspace.directory, self.settings.stage))
-        steps_per_epoch = manifest[TRAIN]["tokens"] / training.tokens_per_step
+        steps_per_epoch = manifest[TRAIN]["tokens"] / training.own_tokens_per_step
         epochs = self.settings.steps / steps_per_epoch
-        records.log(announce.epochs(self.settings.steps, epochs), first_step)
+        records.log(announce.epochs(self.settings.stage, self.settings.steps, epochs), first_step)
+        if self.continues and training.replay_fraction:
+            records.log(announce.replay(self.continues, training.replay_fraction), first_step)
         if epochs > announce.MANY_EPOCHS:
             records.log(announce.many_epochs(self.settings.stage, steps_per_epoch), first_step)
 
@@ -229,7 +230,9 @@ class TrainingStage:
             "runtime": settings.runtime,
         }
         uses = [(settings.stage, TRAIN, "training"), (settings.stage, VALIDATION, "validation")]
-        uses += [(self.continues, VALIDATION, "validation")] if self.continues else []
+        if self.continues:
+            uses += [(self.continues, TRAIN, "training")] if settings.training.replay_fraction else []
+            uses += [(self.continues, VALIDATION, "validation")]
         datasets = [
             Dataset(
                 f"{stage}/{side}",
