@@ -192,7 +192,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: UploadHub, monkeypatch: p
         run(["acme/poet"])
     assert "\n" not in str(error.value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(PublishError, match="^HF_HUB_OFFLINE is set; unset it"):
+    with pytest.raises(PublishError, match=r"^HF_HUB_OFFLINE is set; unset it"):
         run(["acme/poet"])
 
 

@@ -132,7 +132,7 @@ def test_a_process_elsewhere_that_hangs_is_not_waited_for_without_end(
 ) -> None:
     monkeypatch.setattr(live_state, "_SILENT_SECONDS", 0.3)
     other = write_workspace(tmp_path / "elsewhere", workspace.root)
-    with holder(workspace) as process, pytest.raises(StateError, match=rf"has written nothing to .*`kill {process.pid}`"):
+    with holder(workspace) as process, pytest.raises(StateError, match=rf"has written nothing .*`kill {process.pid}`"):
         state(other).__enter__()
 
 
