@@ -15,9 +15,9 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export VIRTUAL_ENV := $(abspath $(VENV))
 endif
 export PYTHONPATH := src$(if $(PYTHONPATH),:$(PYTHONPATH))
-# two files of tests at a time, since the tests of a file share fixtures; alphabetically, since xdist would start
-# the files with few, long tests last
-PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
+# by file, since the tests of a file share fixtures; alphabetically, since xdist would start the files with few, long
+# tests last
+PYTEST := pytest --dist loadfile --no-loadscope-reorder
 
 # pyproject.toml's extra `docs`, without the project itself: installed, it would stand in for the code of other clones
 docs_packages = $$(python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
@@ -57,14 +57,15 @@ evaluate: $(ready)  ## measure the finetuned model: held-out text, memorisation,
 	@python3 -m dvc repro evaluate/dvc.yaml
 
 test: $(ready)  ## run the fast tests (minutes)
-	@python3 -m $(PYTEST) -m "not slow"
+	@python3 -m $(PYTEST) -n 2 -m "not slow"
 
-test-slow: $(ready)  ## run the slow tests (up to half an hour)
-	@python3 -m $(PYTEST) -m slow
+# in more processes than cores, since these tests also wait; without the other files, which take long to import
+test-slow: $(ready)  ## run the slow tests (about twenty minutes)
+	@python3 -m $(PYTEST) -n 3 -m slow $$(grep -rl --include='test_*.py' mark.slow tests | sort)
 
 coverage: $(ready)  ## run all tests, and list the lines of src/smollm that none of them reaches
 	@python3 -m coverage erase
-	@python3 -m coverage run -m $(PYTEST)
+	@python3 -m coverage run -m $(PYTEST) -n 2
 	@python3 -m coverage combine --quiet
 	@python3 -m coverage report
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from support.clone import Clone
+from support.clone import Clone, completed
 from support.training_runs import clone, wait_for_step
 
 pytestmark = pytest.mark.slow
@@ -36,9 +36,7 @@ def shown(clone: Clone) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def queued(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone with a committed result, and four queued experiments that two workers have run; one of them fails."""
-    clone = Clone.of_working_tree(tmp_path_factory.mktemp("experiments") / "project")
-    clone.repro()
-    clone.commit("results")
+    clone = completed().copy(tmp_path_factory.mktemp("experiments") / "project")
     for name, rate in RATES.items():
         clone.dvc("exp", "run", "--queue", "--name", name, "-S", f"pretrain.optimizer.lr={rate}")
     clone.dvc("exp", "run", "--queue", "--name", "wrong", "-S", "pretrain.optimizer.lr=-1")
@@ -118,6 +116,8 @@ def test_what_was_not_committed_survives_an_apply(queued: Clone) -> None:
 
 def test_a_killed_experiment_goes_on_under_another_name(tmp_path: Path) -> None:
     project = clone(tmp_path / "project", with_tokens=False, pretrain=600, finetune=8)
+    project.set({f"pretrain.{what}_every_steps": 100 for what in ("sample", "validate")})
+    project.commit("sample and validate less")
     edit = ["-S", "pretrain.optimizer.lr=0.005"]
     with project.start("--name", "first", *edit, verb=("exp", "run")) as process:
         wait_for_step(project, process, 30)

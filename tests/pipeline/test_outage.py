@@ -16,13 +16,21 @@ from support.training_runs import clone, wait_for_step
 
 STAGES = ("tokenize", "pretrain", "finetune")
 
+SETTINGS = {
+    "tracking.finish_seconds": 10.0,
+    "pretrain.sample_every_steps": 50,
+    "pretrain.validate_every_steps": 20,
+}
+"""Less waiting; and steps enough for the fault to come among them, without most of what takes their time."""
+
 pytestmark = pytest.mark.slow
 
 
 def project_in(directory: Path, pretrain: int = 60) -> Clone:
+    """A project in which nothing has run yet."""
     made = clone(directory / "project", with_tokens=False, pretrain=pretrain, finetune=8)
-    made.set({"tracking.finish_seconds": 10.0})
-    made.commit("wait less")
+    made.set(SETTINGS)
+    made.commit("settings")
     return made
 
 

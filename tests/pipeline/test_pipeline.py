@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.clone import Clone
+from support.clone import Clone, completed
 from support.mlflow_runs import client, runs, steps
 from support.presets import setting_paths
 from support.structure import ROOT, closure
@@ -433,9 +433,7 @@ def test_a_preset_runs_as_an_experiment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_temporary_experiment_is_tracked_in_the_repository_itself(tmp_path: Path) -> None:
-    clone = Clone.of_working_tree(tmp_path / "project")
-    clone.repro()
-    clone.commit("results")
+    clone = completed().copy(tmp_path / "project")
     parent = runs(clone)["pretrain"][0].info.run_id
     clone.dvc("exp", "run", "--temp", "--name", "quick", "-S", "finetune.optimizer.lr=0.01")
     newest, before = runs(clone)["finetune"]

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 import yaml
 from dvc.api import DVCFileSystem, artifacts_show
-from support.clone import Clone
+from support.clone import Clone, completed
 
 pytestmark = pytest.mark.slow
 
@@ -25,10 +25,7 @@ WEIGHTS = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which the pipeline has run, in a folder of its own: its default remote lies beside it."""
-    clone = Clone.of_working_tree(tmp_path_factory.mktemp("remotes") / "project")
-    clone.repro()
-    clone.commit("results")
-    return clone
+    return completed().copy(tmp_path_factory.mktemp("remotes") / "project")
 
 
 class S3:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.clone import Clone
+from support.clone import Clone, completed
 from support.mlflow_runs import runs
 
 pytestmark = pytest.mark.slow
@@ -15,9 +15,7 @@ PROMPT = ('PROMPT=def main( "$$HOME', "ARGS=--tokens 20 --seed 5 --json")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A project with results in a commit, and an experiment whose finetune differs."""
-    project = Clone.of_working_tree(tmp_path_factory.mktemp("use") / "project", with_tokens=True)
-    project.repro()
-    project.commit("results")
+    project = completed().copy(tmp_path_factory.mktemp("use") / "project")
     project.dvc("exp", "run", "--temp", "--name", "hot", "-S", "finetune.optimizer.lr=0.01")
     return project
 

@@ -17,7 +17,6 @@ from support.hub_uploads import Repository, UploadHub, upload_hub
 from support.presets import SMOLLM_135M
 from support.structure import ROOT
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 
 from smollm.config.model import ModelConfig
 from smollm.errors import CheckpointError, ConfigError
@@ -116,6 +115,8 @@ def test_the_models_files_and_a_card_are_published_in_one_commit(
     assert f"published at {hub.endpoint}/acme/poet" in capsys.readouterr().out
     for name, content in repository.files.items():
         (tmp_path / name).write_bytes(content)
+    from transformers import AutoModelForCausalLM  # slow to import
+
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.num_parameters() > 1000
 

@@ -97,8 +97,19 @@ def empty_store() -> Path:
 
 
 def tokenized() -> "Clone":
-    """A clone in which only `tokenize` has run."""
+    """A clone in which only `tokenize` has run. Tests that change anything take a copy."""
     return Clone(shared("tokenized", lambda directory: Clone.of_working_tree(directory).repro("tokenize")))
+
+
+def completed() -> "Clone":
+    """A clone in which the pipeline has run, with its results in a commit. Tests that change anything take a copy."""
+
+    def build(directory: Path) -> None:
+        clone = tokenized().copy(directory)
+        clone.repro()
+        clone.commit("results")
+
+    return Clone(shared("completed", build))
 
 
 class Clone:
@@ -137,6 +148,11 @@ class Clone:
         if with_tokens:
             shutil.copytree(tokenized().directory / ".dvc" / "cache", directory / ".dvc" / "cache", dirs_exist_ok=True)
         return clone
+
+    def copy(self, directory: Path) -> "Clone":
+        """The same in another folder, with all that has run here."""
+        subprocess.run(["cp", "-a", self.directory, directory], check=True)
+        return Clone(directory)
 
     def set(self, values: dict[str, Any]) -> None:
         """Change settings of params.yaml, by dotted name."""

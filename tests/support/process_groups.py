@@ -107,5 +107,4 @@ def two_machines(directory: Path) -> tuple[Clone, Clone]:
     """The same project twice, with its tokens: one for the machine with DVC, one for the other."""
     here = clone(directory / "here", 1)
     here.repro("tokenize")
-    subprocess.run(["cp", "-r", here.directory, directory / "there"], check=True)
-    return here, Clone(directory / "there")
+    return here, here.copy(directory / "there")

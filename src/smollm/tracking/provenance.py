@@ -86,7 +86,8 @@ def differences(values: dict[str, Any], base: dict[str, Any]) -> list[str]:
 
 def environment() -> dict[str, object]:
     """Machine, Python and the version of every installed package."""
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    described = (distribution.metadata for distribution in importlib.metadata.distributions())  # read once each
+    packages = {metadata["Name"]: metadata["Version"] for metadata in described if metadata["Name"]}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -17,6 +17,8 @@ def main() -> None:
     except Exception as error:  # whatever the way to the store raises
         raise SystemExit(store.outage(error)) from None
     os.chdir(store.root.parent)  # where `shown` leads from
+    # eight processes for jobs of MLflow's "GenAI" pages, which no run of a stage has
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     arguments = ["ui", "--host", "127.0.0.1", "--backend-store-uri", store.shown, *sys.argv[1:]]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 
