@@ -416,7 +416,7 @@ def test_documents_may_be_masked(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_preset_runs_as_an_experiment(tmp_path: Path) -> None:
     """`make repro PRESET=...` without a Git identity; a small preset stands in for tiny."""
-    clone = Clone.of_working_tree(tmp_path / "project")
+    clone = Clone.of_working_tree(tmp_path / "project", with_tokens=True)
     small = (clone.directory / "params.yaml").read_text() + "# a comment\n"
     (clone.directory / "presets" / "small.yaml").write_text(small)
     clone.run("git", "checkout", "-q", "HEAD", "--", "params.yaml")

@@ -256,7 +256,7 @@ def test_ones_own_text_is_data_of_dvcs_and_a_changed_byte_runs_all(tmp_path: Pat
     other.dvc("pull")
     assert (other.directory / "data/raw/input.txt").read_text() == text.read_text()
     assert other.repro() == []
-    clone.dvc("exp", "run", "--temp", "--name", "apart", "-S", "corpus.validation_fraction=0.2")
+    clone.dvc("exp", "run", "--temp", "--name", "apart", "-S", "corpus.validation_fraction=0.2", "tokenize")
     assert json.loads(clone.dvc("metrics", "diff", "--json", "HEAD", "apart").stdout)["reports/tokenize/metrics.json"]
     changed = text.read_text().replace("Line 0", "Line X", 1)
     clone.dvc("unprotect", "data/raw/input.txt")

@@ -61,7 +61,8 @@ SMALL: dict[str, Any] = {
 def environment() -> dict[str, str]:
     """This process's, without what would lead a clone elsewhere, and without a Git identity."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))}
-    kept.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):  # without bytecode every start compiles all modules
+        kept.pop(name, None)
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     kept["GIT_CONFIG_GLOBAL"] = os.devnull
     # threads gain nothing on models this small, and on a busy machine they wait for each other

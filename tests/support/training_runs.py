@@ -79,7 +79,7 @@ def wait_for_step(project: Clone, process: "subprocess.Popen[str]", step: int) -
     began = time.time()
     while last_step(project.directory, since=began) < step:
         assert process.poll() is None, f"ended before step {step}"
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 def resumes(directory: Path, stage: str) -> list[int]:
