@@ -79,7 +79,7 @@ def draw(
         asdict(
             Sample(
                 text.names[document],
-                text.is_code(document) and start == int(text.offsets[document]),
+                text.is_code and start == int(text.offsets[document]),
                 prompt,
                 sample.rstrip(_INCOMPLETE),
                 _decode(tokenizer, text, start + ends[0], start + ends[1]),

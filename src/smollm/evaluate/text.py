@@ -61,9 +61,10 @@ class HeldOutText:
         numbers = {source: number for number, source in enumerate(sources)}
         return sources, np.array([numbers[source] for source in documents], np.int64)
 
-    def is_code(self, document: int) -> bool:
-        """Whether a document is Python source code."""
-        return self.source == "python" or (self.source == "files" and self.names[document].endswith(".py"))
+    @property
+    def is_code(self) -> bool:
+        """Whether its documents are Python source code."""
+        return self.source == "python"
 
     def windows(self, length: int, most: int) -> NDArray[np.int64]:
         """Where windows of `length` + 1 tokens begin, spread evenly over the text; at most `most` tokens, at least one.
