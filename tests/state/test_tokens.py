@@ -8,7 +8,15 @@ from tokenizers import AddedToken, Tokenizer
 
 from smollm.errors import CorpusError
 from smollm.state.files import write_json
-from smollm.state.tokens import as_plain_text, open_tokenizer, open_tokens, read_manifest, token_bytes, token_dtype
+from smollm.state.tokens import (
+    as_plain_text,
+    open_tokenizer,
+    open_tokens,
+    read_manifest,
+    source_of,
+    token_bytes,
+    token_dtype,
+)
 
 TEXTS = [
     "the cat sat on the mat",
@@ -33,6 +41,21 @@ def test_ids_are_stored_in_the_smallest_type_that_holds_them(vocab_size: int, ex
 def test_token_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"must hold what `tokenize` writes, got no manifest\.json"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "source"),
+    [
+        ("python", "numpy/linalg/linalg.py", "numpy"),
+        ("python-docs", "tqdm", "tqdm"),
+        ("files", "data/raw/a.jsonl#17", "data/raw/a.jsonl"),
+        ("files", "data/raw/C#.txt", "data/raw/C#.txt"),
+        ("files", "data/raw/C#.csv#0", "data/raw/C#.csv"),
+        ("hub", "owner/set#3", "owner/set"),
+    ],
+)
+def test_a_document_is_from_a_package_a_file_or_a_dataset(kind: str, key: str, source: str) -> None:
+    assert source_of(key, kind) == source
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])

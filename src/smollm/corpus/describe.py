@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from smollm.corpus.source import STAGES
 from smollm.errors import CorpusError
 from smollm.stage.picture import draw
-from smollm.state.tokens import TRAIN, VALIDATION, documents_table, open_tokenizer, open_tokens, read_manifest
+from smollm.state.tokens import (
+    TRAIN,
+    VALIDATION,
+    documents_table,
+    open_tokenizer,
+    open_tokens,
+    read_manifest,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,12 +100,10 @@ def left_out(directories: dict[str, Path]) -> pd.DataFrame:
 
 def sources(directory: Path) -> pd.DataFrame:
     """The packages, files or datasets that gave most of a stage's text, with their share of its tokens."""
-    by_package = str(read_manifest(directory)["source"]).startswith("python")
+    kind = str(read_manifest(directory)["source"])
     totals = pd.DataFrame({"source": [], "documents": [], "bytes": [], "tokens": []})
     for table in documents_table(directory):
-        keys = table["key"]
-        names = keys.str.split("/", n=1).str[0] if by_package else keys.str.replace(r"#\d+$", "", regex=True)
-        table = table.assign(source=names, documents=1)
+        table = table.assign(source=[source_of(key, kind) for key in table["key"]], documents=1)
         joined = pd.concat([totals, table]) if len(totals) else table
         totals = joined.groupby("source", as_index=False)[["documents", "bytes", "tokens"]].sum()
     total = totals.sort_values(["tokens", "source"], ascending=[False, True], ignore_index=True)

@@ -17,6 +17,7 @@ from smollm.state.tokens import (
     documents_of,
     open_tokens,
     read_manifest,
+    source_of,
     special_ids,
     vocabulary_size,
 )
@@ -54,9 +55,8 @@ class HeldOutText:
         return np.diff(self.offsets, append=len(self.tokens)) - 1
 
     def sources(self) -> tuple[list[str], NDArray[np.int64]]:
-        """The sources, by name, and the number of each document's: its package, or its file or dataset."""
-        by_package = self.source.startswith("python")
-        documents = [name.split("/")[0] if by_package else name.partition("#")[0] for name in self.names]
+        """The sources, by name, and the number of each document's."""
+        documents = [source_of(name, self.source) for name in self.names]
         sources = sorted(set(documents))
         numbers = {source: number for number, source in enumerate(sources)}
         return sources, np.array([numbers[source] for source in documents], np.int64)

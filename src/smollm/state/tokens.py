@@ -1,6 +1,7 @@
 """The format of the files between `tokenize` and training: token ids, manifest, tokenizer."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,16 @@ def documents_table(directory: Path) -> "Iterator[pd.DataFrame]":
     )
     with reader:
         yield from reader
+
+
+def source_of(key: str, kind: str) -> str:
+    """The package, file or dataset that a document is from.
+
+    Args:
+        key: of the document, as in `documents_table`.
+        kind: of the source, as in the manifest.
+    """
+    return key.partition("/")[0] if kind.startswith("python") else re.sub(r"#\d+$", "", key)
 
 
 def documents_of(directory: Path, side: str) -> tuple[NDArray[np.uint64], list[str]]:
