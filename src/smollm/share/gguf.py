@@ -158,9 +158,7 @@ def _split(tokenizer: Tokenizer) -> str:
     pre = _description(tokenizer).get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers", [pre])
     for name, needed in _SPLITS.items():
-        if len(steps) == len(needed) and all(
-            step.items() >= want.items() for step, want in zip(steps, needed, strict=True)
-        ):
+        if len(steps) == len(needed) and all(map(_has, steps, needed)):
             return name
     kinds = ", ".join(str(step.get("type")) for step in steps)
     raise ConfigError(
