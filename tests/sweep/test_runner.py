@@ -65,7 +65,7 @@ class Trial:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a study of so many trials by a script, and returns its rows."""
+    """Runs a study of two trials by a script, and returns its rows."""
 
     class Run:
         begin = record = end = lambda self, *_: ""
@@ -107,9 +107,7 @@ def test_a_failed_trial_is_replaced(run: Any) -> None:
 
 
 def test_three_failures_in_a_row_end_the_sweep(run: Any) -> None:
-    with pytest.raises(
-        PipelineError, match="its trials must run, got 3 failures in a row, the last: no room; learning-rate-3"
-    ):
+    with pytest.raises(PipelineError, match="3 trials failed in a row, the last: no room; learning-rate-3"):
         run(Script([2.0, None, None, None, 1.0]))
 
 

@@ -1,4 +1,4 @@
-"""What a study remembers, which values it chooses, and which trials it gives up."""
+"""What a study remembers, which values it chooses, and which trials it prunes."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from smollm.errors import PipelineError
+from smollm.errors import PipelineError, StorageError
 from smollm.sweep import search as search_module
 from smollm.sweep import table
-from smollm.sweep.search import Outcome, Search
+from smollm.sweep.search import Outcome, Search, storage_errors
 from smollm.sweep.study_file import Plan, PrunerConfig, PrunerKind, SamplerKind, Space, Stage, Study
 
 SPACES = {
@@ -61,7 +61,7 @@ def test_kills_do_not_change_the_values_that_are_chosen(tmp_path: Path, sampler:
     assert len({str(values) for values in undisturbed}) == 3
 
 
-def test_a_trial_that_is_worse_than_the_median_is_given_up(tmp_path: Path) -> None:
+def test_a_trial_that_is_worse_than_the_median_is_pruned(tmp_path: Path) -> None:
     search = Search(study(), tmp_path)
     first = search.ask()
     assert not any(search.report(first, step, 4.0 - step / 100) for step in (0, 10, 20))
@@ -74,7 +74,7 @@ def test_a_trial_that_is_worse_than_the_median_is_given_up(tmp_path: Path) -> No
     assert [row.outcome for row in search.rows()] == [Outcome.COMPLETE, Outcome.STOPPED, Outcome.RUNNING]
 
 
-def test_without_a_pruner_none_is_given_up(tmp_path: Path) -> None:
+def test_without_a_pruner_none_is_pruned(tmp_path: Path) -> None:
     search = Search(study(kind=PrunerKind.NONE), tmp_path)
     first, second = search.ask(), search.ask()
     search.report(first, 20, 1.0)
@@ -116,5 +116,14 @@ def test_the_table_has_the_best_first_and_says_how_to_have_it(tmp_path: Path) ->
 
 def test_a_missing_optuna_is_one_line_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(search_module.sys.modules, "optuna", None)
-    with pytest.raises(PipelineError, match=r"optuna must be installed for a study, got none; run `\S+ -m pip install"):
+    with pytest.raises(PipelineError, match=r"a study needs optuna, which is not installed; run `\S+ -m pip install"):
+        Search(study(), tmp_path)
+
+
+def test_a_damaged_database_is_one_line_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"no database" * 1000)
+    with (
+        pytest.raises(StorageError, match=r"cannot read or write \S+study\.db \('file is not a database'\); fix that"),
+        storage_errors(tmp_path),
+    ):
         Search(study(), tmp_path)

@@ -68,9 +68,9 @@ def test_the_studies_of_the_repository_are_right(path: Path) -> None:
         ("pretrain.optimizer.lr", {"range": [2, 1]}, "must be two numbers, the smaller first, got [2, 1]; write"),
         ("pretrain.optimizer.lr", {"range": [-1, 1]}, "must be above 0, got -1.0; use a number above 0"),
         ("pretrain.steps", {"range": [0.5, 9]}, "must be two whole numbers, the smaller first, got [0.5, 9]; write"),
-        ("pretrain.export", {"range": [1, 2]}, "must be choices: the setting is no number, got [1, 2]; write {choices"),
+        ("pretrain.export", {"range": [1, 2]}, "must be choices, as the setting is not a number, got [1, 2]; write {"),
         ("pretrain.export", {"choices": ["best", "lats"]}, "must be best, last, got 'lats'; did you mean last?"),
-        ("pretrain.export", {"choices": ["best", "best"]}, "must list numbers, texts, true, false or null, each once"),
+        ("pretrain.export", {"choices": ["best", "best"]}, "must list numbers, strings, true, false or null, each"),
         (
             "runtime.device",
             {"choices": ["cpu"]},

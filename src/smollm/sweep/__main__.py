@@ -58,7 +58,7 @@ def _alone(name: str, directory: Path) -> Iterator[None]:
         except LocksUnsupported:  # then it is the user who must not start it twice
             is_free = True
         if not is_free:
-            raise StateError(f"{name}: must be run by one process, got another at it; --show prints how far it is")
+            raise StateError(f"{name}: another process is running it; --show prints its progress")
         yield
 
 

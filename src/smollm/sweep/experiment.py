@@ -195,7 +195,7 @@ def _running(name: str, root: Path) -> psutil.Process | None:
 
 
 def wait_until_ended(experiments: list[Experiment], seconds: float) -> bool:
-    """Whether all have ended within so many seconds."""
+    """Whether all have ended within this many seconds."""
     deadline = time.monotonic() + seconds
     while running := [one for one in experiments if one.is_running]:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The loop of a study: Optuna chooses values, DVC runs them, what the pruner gives up is stopped."""
+"""The loop of a study: Optuna proposes values, DVC runs them, pruned trials are stopped."""
 
 import shutil
 import signal
@@ -28,7 +28,7 @@ _STOP_SECONDS = 120.0
 """How long a stage may take to save its state when it is stopped; then it is killed."""
 
 _FAILURES = 3
-"""So many trials that fail in a row end the sweep: the cause is not in their values."""
+"""This many failed trials in a row end the sweep: the cause is not in their values."""
 
 _STARTS = 5
 """How often a trial is started that is killed, or that other DVC commands keep out."""
@@ -41,8 +41,8 @@ class _Trial:
     starts: int = 0
     seen: int = 0
     """Validations that Optuna knows."""
-    stop_before: float | None = None
-    """When it is killed, once it was asked to stop."""
+    kill_at: float | None = None
+    """When it is killed, if it was asked to stop and still runs: seconds of `time.monotonic`."""
 
 
 class Runner:
@@ -128,18 +128,18 @@ class Runner:
         trial.experiment.start(self.search.values(number), {**trial.share, PARENT: self._parent})
 
     def _look(self, number: int, trial: _Trial) -> None:
-        """Report a trial's new validations, stop it if it is given up, and tell Optuna how it ended if it did."""
+        """Report a trial's new validations, stop it if it is pruned, and tell Optuna how it ended if it did."""
         experiment = trial.experiment
         is_running = experiment.is_running
         self._report(number, trial)
         if is_running:
-            if trial.stop_before is not None and time.monotonic() > trial.stop_before:
+            if trial.kill_at is not None and time.monotonic() > trial.kill_at:
                 experiment.kill()
             return
         result = experiment.result()
         if result is not None:
             self._end(number, Outcome.COMPLETE, result)
-        elif trial.stop_before is not None:
+        elif trial.kill_at is not None:
             self._end(number, Outcome.STOPPED)
         elif (experiment.was_killed or experiment.was_shut_out) and trial.starts < _STARTS:
             cause = "was killed" if experiment.was_killed else "found DVC busy"
@@ -155,10 +155,10 @@ class Runner:
     def _report(self, number: int, trial: _Trial) -> None:
         for validation in list(trial.experiment.validations())[trial.seen :]:
             trial.seen += 1
-            is_given_up = self.search.report(number, validation.step, validation.bits_per_byte)
-            if is_given_up and trial.stop_before is None:
+            is_pruned = self.search.report(number, validation.step, validation.bits_per_byte)
+            if is_pruned and trial.kill_at is None:
                 self._say(f"{trial.experiment.name} is stopped at step {validation.step}, as others were better there")
-                trial.stop_before = time.monotonic() + _STOP_SECONDS
+                trial.kill_at = time.monotonic() + _STOP_SECONDS
                 trial.experiment.stop()
 
     def _end(self, number: int, outcome: Outcome, value: float | None = None, reason: str | None = None) -> None:
@@ -182,8 +182,8 @@ class Runner:
         self._failures = self._failures + 1 if outcome is Outcome.FAILED else 0
         if self._failures == _FAILURES:
             raise PipelineError(
-                f"{self.study.name}: its trials must run, got {_FAILURES} failures in a row, the last: {reason}; "
-                f"{trial.experiment.log} has the rest; fix that, and the same command continues"
+                f"{self.study.name}: {_FAILURES} trials failed in a row, the last: {reason}; {trial.experiment.log} "
+                "has the rest; fix that, and the same command continues"
             )
 
     def _end_running(self) -> None:

@@ -28,7 +28,7 @@ class Outcome(Enum):
 
     COMPLETE = "complete"
     STOPPED = "stopped"
-    """By the pruner."""
+    """By the pruner or a user."""
     DIVERGED = "diverged"
     FAILED = "failed"
     RUNNING = "running"
@@ -58,7 +58,7 @@ def import_optuna() -> Any:
         import optuna
     except ImportError:
         raise PipelineError(
-            f"optuna must be installed for a study, got none; run `{sys.executable} -m pip install '{REQUIREMENT}'`"
+            f"a study needs optuna, which is not installed; run `{sys.executable} -m pip install '{REQUIREMENT}'`"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
@@ -79,8 +79,7 @@ def storage_errors(directory: Path) -> Iterator[None]:
         cause = error.__cause__ or error
         reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
         raise StorageError(
-            f"{directory / 'study.db'} must be readable and writable, got {reason!r}; fix that, then the same command "
-            "continues"
+            f"cannot read or write {directory / 'study.db'} ({reason!r}); fix that, and the same command continues"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The parts of the machine that trials get which run at the same time."""
+"""The part of the machine that each concurrent trial gets."""
 
 import os
 

@@ -206,7 +206,7 @@ def _space(
 
 def _choices(where: str, values: list[Any], problems: Problems) -> Space | None:
     if len({text_of(value) for value in values if not isinstance(value, list | dict)}) != len(values) or not values:
-        problems.add(where, "must list numbers, texts, true, false or null, each once", values, "write each value once")
+        problems.add(where, "must list numbers, strings, true, false or null, each once", values, "write each once")
         return None
     return Space(choices=tuple(values))
 
@@ -215,7 +215,7 @@ def _interval(where: str, kind: str, values: list[Any], hint: object, problems: 
     """The numbers between two ends: whole ones where the setting is."""
     types_of = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
     if not types_of & {int, float}:
-        problems.add(where, "must be choices: the setting is no number", values, "write {choices: [...]}")
+        problems.add(where, "must be choices, as the setting is not a number", values, "write {choices: [...]}")
         return None
     is_whole = float not in types_of
     numbers = [value for value in values if isinstance(value, int if is_whole else int | float)]
