@@ -62,7 +62,7 @@ def test_a_trial_is_watched_found_again_and_stopped(experiment: Experiment, tmp_
     )
     experiment.start({"pretrain.optimizer.lr": 1e-3}, {"PYTHONPATH": str(tmp_path)})
     while not experiment.has_begun:
-        assert experiment.is_running
+        assert experiment.poll()
     assert "-S pretrain.optimizer.lr=0.001 pretrain" in experiment.log.read_text()
     state = tmp_path / ".resume/pretrain/0123"
     journal = Journal(state / "journal.jsonl")
@@ -70,10 +70,10 @@ def test_a_trial_is_watched_found_again_and_stopped(experiment: Experiment, tmp_
     journal.append("validation", 110, bits_per_byte=2.0)
 
     again = Experiment("rates-0", "pretrain", Workspace(tmp_path, tmp_path), experiment.log)
-    assert again.is_running, "a sweep that was killed has left it behind"
+    assert again.poll(), "a sweep that was killed has left it behind"
     assert list(again.validations()) == [Validation(0, 3.0), Validation(10, 2.0)]
     (state / "status.json").write_text(json.dumps({"tags": {"error": "Interrupted: stopped by SIGTERM"}}))
     again.stop()
     assert wait_until_ended([again, experiment], 60)
     assert again.was_stopped and not again.has_diverged
-    assert not Experiment("rates-0", "pretrain", Workspace(tmp_path, tmp_path), experiment.log).is_running
+    assert not Experiment("rates-0", "pretrain", Workspace(tmp_path, tmp_path), experiment.log).poll()

@@ -40,21 +40,24 @@ class Trial:
     error, was_shut_out, has_begun = "no room", False, True
 
     def __init__(self, name: str, *_: object) -> None:
-        self.name, self.log, self.is_running, self._is_done = name, Path(f"{name}.log"), False, False
+        self.name, self.log, self._is_running, self._is_done = name, Path(f"{name}.log"), False, False
 
     def start(self, values: dict[str, Any], variables: dict[str, str]) -> None:
         self.script.starts.append(self.name)
-        self._is_done, self.is_running = True, bool(self.script.validations) and len(self.script.starts) > 1
+        self._is_done, self._is_running = True, bool(self.script.validations) and len(self.script.starts) > 1
+
+    def poll(self) -> bool:
+        return self._is_running
 
     def result(self) -> float | None:
-        return self.script.results[len(self.script.starts) - 1] if self._is_done and not self.is_running else None
+        return self.script.results[len(self.script.starts) - 1] if self._is_done and not self._is_running else None
 
     def validations(self) -> Iterator[Validation]:
         values = self.script.validations[len(self.script.starts) - 1] if self.script.validations else []
         yield from (Validation(10 * n, value) for n, value in enumerate(values))
 
     def stop(self) -> None:
-        self.is_running = False
+        self._is_running = False
 
     def remove_states(self) -> None:
         pass

@@ -27,7 +27,7 @@ def study(trials: int = 4, sampler: SamplerKind = SamplerKind.RANDOM, kind: Prun
 def test_a_trial_keeps_its_values_and_its_place_after_a_kill(tmp_path: Path) -> None:
     search = Search(study(), tmp_path)
     number = search.ask()
-    values = search.values(number)
+    values = search.choose(number)
     assert 1e-4 <= float(str(values["pretrain.optimizer.lr"])) <= 1e-1
     assert values["pretrain.schedule.warmup_steps"] in range(6)
     assert not search.report(number, 10, 3.0)
@@ -35,12 +35,25 @@ def test_a_trial_keeps_its_values_and_its_place_after_a_kill(tmp_path: Path) -> 
     after = Search(study(), tmp_path)
     assert after.unfinished() == [number]
     assert after.remaining() == 3, "it counts as begun"
-    assert after.values(number) == values
+    assert after.choose(number) == values
     assert not after.report(number, 10, 3.0), "again"
     after.tell(number, Outcome.COMPLETE, 2.5)
     assert after.unfinished() == []
     (row,) = Search(study(), tmp_path).rows()
     assert (row.outcome, row.bits_per_byte, row.step, row.values) == (Outcome.COMPLETE, 2.5, 10, values)
+
+
+def test_a_trial_killed_before_its_values_were_chosen_gets_the_same(tmp_path: Path) -> None:
+    undisturbed, killed = (tmp_path / name for name in ("a", "b"))
+    undisturbed.mkdir()
+    killed.mkdir()
+    search = Search(study(), undisturbed)
+    values = search.choose(search.ask())
+    Search(study(), killed).ask()
+    after = Search(study(), killed)
+    (number,) = after.unfinished()
+    assert after.choose(number) == values
+    assert after.rows()[0].values == values
 
 
 @pytest.mark.parametrize("sampler", SamplerKind)
@@ -52,7 +65,7 @@ def test_kills_do_not_change_the_values_that_are_chosen(tmp_path: Path, sampler:
         for value in (3.0, 2.0, 1.0):
             number = search.ask()
             search = Search(study(sampler=sampler), directory) if is_killed else search
-            chosen.append(search.values(number))
+            chosen.append(search.choose(number))
             search.tell(number, Outcome.COMPLETE, value)
         return chosen
 
@@ -94,7 +107,9 @@ def test_failed_trials_are_replaced_and_diverged_ones_count(tmp_path: Path) -> N
 def test_the_table_has_the_best_first_and_says_how_to_have_it(tmp_path: Path) -> None:
     search = Search(study(), tmp_path)
     for value in (3.0, 2.0):
-        search.tell(search.ask(), Outcome.COMPLETE, value)
+        number = search.ask()
+        search.choose(number)
+        search.tell(number, Outcome.COMPLETE, value)
     stopped = search.ask()
     search.report(stopped, 10, 9.0)
     search.tell(stopped, Outcome.STOPPED)

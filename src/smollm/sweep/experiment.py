@@ -39,6 +39,8 @@ class Validation:
 class Experiment:
     """A trial's experiment, running or ended.
 
+    What its stages write is known as of the last `poll`.
+
     Attributes:
         name: DVC's name of it.
         stage: the stage that it is for; the stages before it run first.
@@ -67,14 +69,13 @@ class Experiment:
                 start_new_session=True,
             )
 
-    @property
-    def is_running(self) -> bool:
-        """Whether its process runs; notices what it writes to."""
+    def poll(self) -> bool:
+        """Find the live states that its stages hold; returns whether its process runs."""
         if self._process is None:
             return False
         if isinstance(self._process, psutil.Popen) and self._process.poll() is not None:
             return False
-        self._notice_states()
+        self._find_states()
         try:
             return bool(self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
@@ -173,8 +174,7 @@ class Experiment:
         except psutil.NoSuchProcess:
             return []
 
-    def _notice_states(self) -> None:
-        """Find the live state that each stage of this experiment holds."""
+    def _find_states(self) -> None:
         if self.stage not in self._states:
             pids = {process.pid for process in self._descendants()}
             for state in saved_states(self._workspace):
@@ -197,7 +197,7 @@ def _running(name: str, root: Path) -> psutil.Process | None:
 def wait_until_ended(experiments: list[Experiment], seconds: float) -> bool:
     """Whether all have ended within this many seconds."""
     deadline = time.monotonic() + seconds
-    while running := [one for one in experiments if one.is_running]:
+    while running := [one for one in experiments if one.poll()]:
         if time.monotonic() > deadline:
             return not running
         time.sleep(0.2)

@@ -17,7 +17,7 @@ from smollm.sweep import table
 from smollm.sweep.common import check_common, check_names
 from smollm.sweep.experiment import Experiment, wait_until_ended
 from smollm.sweep.search import Outcome, Search
-from smollm.sweep.study_file import Study, with_values
+from smollm.sweep.study_file import Study, Value, with_values
 from smollm.tracking.console import say
 from smollm.tracking.sweep_run import PARENT, SweepRun
 
@@ -37,6 +37,7 @@ _STARTS = 5
 @dataclass
 class _Trial:
     experiment: Experiment
+    values: dict[str, Value]
     share: dict[str, str]
     starts: int = 0
     seen: int = 0
@@ -110,9 +111,9 @@ class Runner:
     def _begin(self, number: int) -> None:
         """Begin a trial, or go on with one that a killed sweep has left."""
         check_common(self.study, self.search, self.workspace)
-        name, values = table.trial_name(self.study.name, number), self.search.values(number)
+        name, values = table.trial_name(self.study.name, number), self.search.choose(number)
         experiment = Experiment(name, self.study.stage, self.workspace, self.directory / f"{name}.log")
-        trial = self._running[number] = _Trial(experiment, self._free.pop(0))
+        trial = self._running[number] = _Trial(experiment, values, self._free.pop(0))
         try:
             config_of(with_values(self.study.base, values), "params.yaml")
         except ConfigError as error:
@@ -120,17 +121,18 @@ class Runner:
             return
         shown = ", ".join(f"{setting}={table.short(value)}" for setting, value in values.items())
         if experiment.result() is None:
-            self._say(f"{name} {'goes on' if experiment.is_running else 'begins'} with {shown}")
-            self._start(number, trial)
+            verb = "goes on" if experiment.poll() else "begins"
+            self._say(f"{name} {verb} with {shown}")
+            self._start(trial)
 
-    def _start(self, number: int, trial: _Trial) -> None:
+    def _start(self, trial: _Trial) -> None:
         trial.starts += 1
-        trial.experiment.start(self.search.values(number), {**trial.share, PARENT: self._parent})
+        trial.experiment.start(trial.values, {**trial.share, PARENT: self._parent})
 
     def _look(self, number: int, trial: _Trial) -> None:
         """Report a trial's new validations, stop it if it is pruned, and tell Optuna how it ended if it did."""
         experiment = trial.experiment
-        is_running = experiment.is_running
+        is_running = experiment.poll()
         self._report(number, trial)
         if is_running:
             if trial.kill_at is not None and time.monotonic() > trial.kill_at:
@@ -144,7 +146,7 @@ class Runner:
         elif (experiment.was_killed or experiment.was_shut_out) and trial.starts < _STARTS:
             cause = "was killed" if experiment.was_killed else "found DVC busy"
             self._say(f"{experiment.name} {cause}; starting it again")
-            self._start(number, trial)
+            self._start(trial)
         elif experiment.was_stopped:  # by hand
             self._end(number, Outcome.STOPPED)
         elif experiment.has_diverged:
@@ -190,7 +192,7 @@ class Runner:
         """Stop the trials that still run; they stay unfinished, and the next start continues them."""
         experiments = [trial.experiment for trial in self._running.values()]
         for experiment in experiments:
-            if experiment.is_running:
+            if experiment.poll():
                 experiment.stop()
         if not wait_until_ended(experiments, _STOP_SECONDS):
             for experiment in experiments:

@@ -123,13 +123,11 @@ class Search:
         return max(0, self._plan.trials - counted)
 
     def ask(self) -> int:
-        """Begin a trial."""
-        trial = self._study.ask()
-        self.values(trial.number)
-        return trial.number
+        """Begin a trial, and return its number; `choose` gives it values."""
+        return self._study.ask().number
 
-    def values(self, number: int) -> dict[str, Value]:
-        """The values of a running trial, which are chosen the first time.
+    def choose(self, number: int) -> dict[str, Value]:
+        """Choose and note the values of a running trial; where that was done before, return those.
 
         They are a function of the study's seed, the trial's number and the trials before it, whatever was killed.
         """
