@@ -168,37 +168,35 @@ class Optimizer:
             dtype: what Muon's orthogonalization computes in; states stay in float32.
             group: the processes that share Muon's work; by default this process alone.
         """
-        named = dict(model.named_parameters())
-        is_hidden = {name: p.ndim == 2 and ".layers." in name for name, p in named.items()}
-        muon = {name: p for name, p in named.items() if config.kind is OptimizerKind.MUON and is_hidden[name]}
-        rest = {name: p for name, p in named.items() if name not in muon}
         self.kind = config.kind
-        is_cuda = all(parameter.is_cuda for parameter in named.values())
-        is_captured = is_cuda and not any(map(is_sharded, named.values()))
-        # a tensor on the device, so that a captured step can be replayed with another rate
-        peaks = [config.embedding_lr, config.lr] if muon else [config.lr]
+        hidden, decayed, not_decayed = _split_parameters(model, config.kind)
+        is_captured = all(p.is_cuda and not is_sharded(p) for p in model.parameters())
+        peaks = [config.embedding_lr, config.lr] if hidden else [config.lr]
         self._rate_ratios = [peak / config.lr for peak in peaks]
-        """Each part's rate, relative to that of the matrices."""
-        self._rates = [torch.tensor(peak, device="cuda") for peak in peaks] if is_captured else None
-        rates: list[float] | list[Tensor] = peaks if self._rates is None else self._rates
+        """Each part's rate, relative to the one that is set."""
+        # a tensor on the device, so that a captured step can be replayed with another rate
+        rates = [torch.tensor(peak, device="cuda") if is_captured else peak for peak in peaks]
         groups = [
-            {"params": [p for p in rest.values() if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in rest.values() if p.ndim == 1], "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": not_decayed, "weight_decay": 0.0},
         ]
-        self.parts: list[AdamW | Muon] = [AdamW(groups, config, rates[0], is_captured)]
-        if muon:
-            self.parts.append(Muon(list(muon.values()), config, rates[1], dtype, group))
-        self._owners = {name: (p, self.parts[-1 if name in muon else 0]) for name, p in named.items()}
+        self.parts: list[_PartialOptimizer] = [AdamW(groups, config, rates[0], is_captured)]
+        if hidden:
+            self.parts.append(Muon(hidden, config, rates[1], dtype, group))
+        owners = {p: part for part in self.parts for each in part.param_groups for p in each["params"]}
+        self._owners = {name: (p, owners[p]) for name, p in model.named_parameters()}
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the rate of the hidden matrices; with Muon that of embedding and norms is `rate * embedding_lr / lr`."""
-        if self._rates is not None:
-            for value, share in zip(self._rates, self._rate_ratios, strict=True):
-                value.fill_(rate * share)
-            return
-        for part, share in zip(self.parts, self._rate_ratios, strict=True):
+        """Set the rate: with AdamW of all parameters, with Muon of the hidden matrices.
+
+        With Muon the other parameters have `rate * embedding_lr / lr`.
+        """
+        for part, ratio in zip(self.parts, self._rate_ratios, strict=True):
             for group in part.param_groups:
-                group["lr"] = rate * share
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate * ratio)
+                else:
+                    group["lr"] = rate * ratio
 
     def zero_grad(self) -> None:
         for part in self.parts:
@@ -229,3 +227,16 @@ class Optimizer:
             part.state[parameter] = {
                 moment: place_like(state[f"{name}.{moment}"], parameter) for moment in part.moments
             }
+
+
+def _split_parameters(
+    model: nn.Module, kind: OptimizerKind
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters for Muon, those for AdamW with weight decay, and those for AdamW without."""
+    hidden, decayed, not_decayed = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in model.named_parameters():
+        if kind is OptimizerKind.MUON and parameter.ndim == 2 and ".layers." in name:
+            hidden.append(parameter)
+        else:
+            (decayed if parameter.ndim > 1 else not_decayed).append(parameter)
+    return hidden, decayed, not_decayed
