@@ -32,7 +32,7 @@ from smollm.device import hardware
 from smollm.device.group import Group
 from smollm.model.llama import Execution, LlamaForCausalLM
 from smollm.state.files import write_json
-from smollm.state.journal import Journal
+from smollm.state.journal import Journal, Kind
 from smollm.tracking import provenance
 from smollm.tracking.console import ProgressBar
 from smollm.tracking.delivery import Delivery
@@ -167,12 +167,12 @@ def fill(store: MlflowStore, config: Config, directory: Path, runs: int) -> None
         with closing(Journal(place / "journal.jsonl")) as journal:
             for step in range(config.pretrain.log_every_steps, 5001, config.pretrain.log_every_steps):
                 loss = 10 / step
-                journal.append("step", step, train_loss=loss, gradient_norm=loss, learning_rate=loss)
+                journal.append(Kind.STEP, step, train_loss=loss, gradient_norm=loss, learning_rate=loss)
                 speed = {"tokens_per_second": 1e6 + step, "step_ms": loss, "mfu": loss, "goodput": loss}
-                journal.append("speed", step, **speed, peak_memory_gib=loss)
+                journal.append(Kind.SPEED, step, **speed, peak_memory_gib=loss)
                 if step % config.pretrain.validate_every_steps == 0:
-                    journal.append("validation", step, loss=loss, bits_per_byte=loss, best_bits_per_byte=loss)
-            journal.append("result", 5000, **{"speed/median_tokens_per_second": 1e6 + number})
+                    journal.append(Kind.VALIDATION, step, loss=loss, bits_per_byte=loss, best_bits_per_byte=loss)
+            journal.append(Kind.RESULT, 5000, **{"speed/median_tokens_per_second": 1e6 + number})
         delivery = Delivery(place, store)
         delivery.end(RunEnd("FINISHED", time.time()), {})
         upload(delivery, client)

@@ -8,18 +8,18 @@ from xml.etree import ElementTree
 import pytest
 
 from smollm.stage import report
-from smollm.state.journal import Journal, Record
+from smollm.state.journal import Journal, Kind, Record
 
 
 @pytest.fixture
 def records(tmp_path: Path) -> list[Record]:
     journal = Journal(tmp_path / "journal.jsonl")
     journal.event(0, "what it will do")
-    journal.append("validation", 0, loss=6.0, bits_per_byte=4.0)
+    journal.append(Kind.VALIDATION, 0, loss=6.0, bits_per_byte=4.0)
     for step in (1, 10, 20):
-        journal.append("step", step, train_loss=5.0 / step, gradient_norm=0.1, learning_rate=0.3)
+        journal.append(Kind.STEP, step, train_loss=5.0 / step, gradient_norm=0.1, learning_rate=0.3)
         journal.append(
-            "speed",
+            Kind.SPEED,
             step,
             tokens_per_second=100.0 * step,
             step_ms=1.5,
@@ -27,10 +27,10 @@ def records(tmp_path: Path) -> list[Record]:
             goodput=step / 100,
             peak_memory_gib=2.0,
         )
-    journal.append("validation", 10, loss=3.0, bits_per_byte=2.0)
-    journal.append("validation", 20, loss=3.3, bits_per_byte=2.2)
-    journal.append("skip", 12, loss_scale=65536.0, total=1)
-    journal.append("sample", 20, prompts=["def ", "x"], texts=['a\tb\n"c"', " = 1"])
+    journal.append(Kind.VALIDATION, 10, loss=3.0, bits_per_byte=2.0)
+    journal.append(Kind.VALIDATION, 20, loss=3.3, bits_per_byte=2.2)
+    journal.append(Kind.SKIP, 12, loss_scale=65536.0, total=1)
+    journal.append(Kind.SAMPLE, 20, prompts=["def ", "x"], texts=['a\tb\n"c"', " = 1"])
     return journal.records()
 
 

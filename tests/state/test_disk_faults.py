@@ -15,6 +15,7 @@ from support.live_states import edit, nothing, record, state, train, write_works
 
 from smollm.errors import user_error
 from smollm.state.files import link_or_copy, replace_directory, write_json
+from smollm.state.journal import Kind
 from smollm.state.live_state import LiveState
 from smollm.state.saved_state import SavedState
 from smollm.state.tokens import open_tokens, read_manifest
@@ -46,7 +47,7 @@ def write_scene(directory: Path) -> Path:
 def work(workspace: Workspace, directory: Path) -> None:
     """All that stages do with the state package, from the start of one to the start of the next."""
     with state(workspace) as live:
-        live.journal.append("step", 101, train_loss=2.0)
+        live.journal.append(Kind.STEP, 101, train_loss=2.0)
         live.journal.sync()
         live.journal.records()
         live.abandoned()
@@ -70,7 +71,7 @@ def assert_nothing_is_lost(workspace: Workspace, abandoned: Path, killed: Path) 
         assert list(killed.glob("checkpoints/step-00000100/model"))
         with state(workspace) as live:
             assert live.directory == killed
-            assert [record.step for record in live.journal.records() if record.kind == "step"][:1] == [100]
+            assert [record.step for record in live.journal.records() if record.kind == Kind.STEP][:1] == [100]
     else:
         assert workspace.is_recorded("train", killed.name)
 

@@ -12,13 +12,14 @@ from support.live_states import edit, finish, holder, nothing, record, state, tr
 
 from smollm.errors import StateError
 from smollm.state import live_state
+from smollm.state.journal import Kind
 from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace
 
 
 def test_an_unfinished_state_is_continued(workspace: Workspace) -> None:
     with state(workspace) as first:
-        first.journal.append("step", 1, train_loss=2.0)
+        first.journal.append(Kind.STEP, 1, train_loss=2.0)
     with state(workspace) as again:
         assert again.directory == first.directory
         assert [record.step for record in again.journal.records()] == [1]
@@ -33,7 +34,7 @@ def test_finished_and_not_recorded_is_still_finished(workspace: Workspace) -> No
 
 def test_finished_and_recorded_was_forced_and_starts_afresh(workspace: Workspace) -> None:
     with state(workspace) as first:
-        first.journal.append("step", 1, train_loss=2.0)
+        first.journal.append(Kind.STEP, 1, train_loss=2.0)
         first.mark_complete()
         (first.directory / "checkpoints").mkdir()
     record(workspace, first)

@@ -10,6 +10,7 @@ from support.live_states import edit, finish, nothing, record, state, train, wri
 from support.live_states import holder as running
 
 from smollm.state import saved_state
+from smollm.state.journal import Kind
 from smollm.state.live_state import LiveState
 from smollm.state.saved_state import SavedState, remove, remove_unneeded
 from smollm.state.workspace import Workspace
@@ -54,7 +55,7 @@ def test_the_newest_two_stay_when_the_stage_has_finished(workspace: Workspace, a
 
 def test_an_abandoned_state_without_work_is_removed_and_told_of(workspace: Workspace) -> None:
     with state(workspace) as first:
-        first.journal.append("step", 1, train_loss=2.0)
+        first.journal.append(Kind.STEP, 1, train_loss=2.0)
     edit(workspace, 2)
     said: list[str] = []
     closed: list[Path] = []
@@ -152,7 +153,7 @@ def test_a_kill_during_a_removal_leaves_nothing_that_passes_for_a_state(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with state(workspace) as first:
-        first.journal.append("step", 1, train_loss=2.0)
+        first.journal.append(Kind.STEP, 1, train_loss=2.0)
     edit(workspace, 2)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before it got far

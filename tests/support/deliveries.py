@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm.config.tracking import TrackingConfig
-from smollm.state.journal import Journal
+from smollm.state.journal import Journal, Kind
 from smollm.tracking.run_record import Dataset, RunDescription
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def record_steps(directory: Path, first: int, last: int) -> None:
     """Add steps `first` to `last` to the journal of a live state, a sample and the hardware."""
     journal = Journal(directory / "journal.jsonl")
     for step in range(first, last + 1):
-        journal.append("step", step, train_loss=10.0 / step, gradient_norm=1.0, learning_rate=0.1)
-        journal.append("speed", step, tokens_per_second=5.0, step_ms=1.0, mfu=None, goodput=0.5, peak_memory_gib=1.0)
-    journal.append("sample", last, prompts=["a", "b"], texts=["\tone", "two\n"])
-    journal.append("hardware", 0, device="cpu")
+        journal.append(Kind.STEP, step, train_loss=10.0 / step, gradient_norm=1.0, learning_rate=0.1)
+        journal.append(Kind.SPEED, step, tokens_per_second=5.0, step_ms=1.0, mfu=None, goodput=0.5, peak_memory_gib=1.0)
+    journal.append(Kind.SAMPLE, last, prompts=["a", "b"], texts=["\tone", "two\n"])
+    journal.append(Kind.HARDWARE, 0, device="cpu")
     journal.close()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from support.structure import ROOT
 
+from smollm.state.journal import Kind
 from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace
 
@@ -66,7 +67,7 @@ def state(
 def train(workspace: Workspace, step: int = 100, size: int = 10) -> LiveState:
     """Run the stage until a checkpoint of that many bytes is saved, and no further."""
     with state(workspace) as live:
-        live.journal.append("step", step, train_loss=2.0)
+        live.journal.append(Kind.STEP, step, train_loss=2.0)
         checkpoint = live.directory / "checkpoints" / f"step-{step:08d}" / "model"
         checkpoint.parent.mkdir(parents=True)
         checkpoint.write_bytes(b"\0" * size)

@@ -14,7 +14,7 @@ from smollm.config.training import Export, OptimizerConfig, OptimizerKind, Sched
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.model.llama import LlamaForCausalLM
-from smollm.state.journal import Journal
+from smollm.state.journal import Journal, Kind
 from smollm.tracking.console import ProgressBar
 from smollm.training.assembly import Assembly, choose_execution
 from smollm.training.batches import Batches, validation_windows
@@ -88,6 +88,6 @@ def run(trainer: Trainer) -> Trainer:
     return trainer
 
 
-def recorded(trainer: Trainer, kind: str) -> list[int]:
+def recorded(trainer: Trainer, kind: Kind) -> list[int]:
     """The steps of a kind of record."""
     return [record.step for record in trainer.journal.records() if record.kind == kind]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smollm.state.journal import Journal
+from smollm.state.journal import Journal, Kind
 from smollm.state.workspace import Workspace
 from smollm.sweep.experiment import Experiment, Validation, wait_until_ended
 
@@ -66,8 +66,8 @@ def test_a_trial_is_watched_found_again_and_stopped(experiment: Experiment, tmp_
     assert "-S pretrain.optimizer.lr=0.001 pretrain" in experiment.log.read_text()
     state = tmp_path / ".resume/pretrain/0123"
     journal = Journal(state / "journal.jsonl")
-    journal.append("validation", 100, bits_per_byte=3.0)
-    journal.append("validation", 110, bits_per_byte=2.0)
+    journal.append(Kind.VALIDATION, 100, bits_per_byte=3.0)
+    journal.append(Kind.VALIDATION, 110, bits_per_byte=2.0)
 
     again = Experiment("rates-0", "pretrain", Workspace(tmp_path, tmp_path), experiment.log)
     assert again.poll(), "a sweep that was killed has left it behind"

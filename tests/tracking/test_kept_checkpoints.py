@@ -9,7 +9,7 @@ import pytest
 from support.clone import empty_store
 
 from smollm.state.files import write_json
-from smollm.state.journal import Record
+from smollm.state.journal import Kind, Record
 from smollm.tracking.delivery import Delivery
 from smollm.tracking.kept_checkpoints import kept_checkpoints
 from smollm.tracking.mlflow_store import MlflowStore, sqlite_uri
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> MlflowStore:
 
 def validation(step: int, bits_per_byte: float) -> Record:
     values = {"loss": 3 * bits_per_byte, "bits_per_byte": bits_per_byte}
-    return Record("validation", step, 1_700_000_000.0 + step, values)
+    return Record(Kind.VALIDATION, step, 1_700_000_000.0 + step, values)
 
 
 def send_run(directory: Path, store: MlflowStore, bits_per_byte: dict[int, float], corpus: str) -> str:

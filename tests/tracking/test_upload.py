@@ -11,7 +11,7 @@ from support.clone import empty_store
 from support.deliveries import DESCRIPTION, only_run, points, record_steps
 
 from smollm.state.files import write_json
-from smollm.state.journal import Journal
+from smollm.state.journal import Journal, Kind
 from smollm.tracking.deadline import Deadline
 from smollm.tracking.delivery import Delivery
 from smollm.tracking.mlflow_store import MlflowStore
@@ -45,16 +45,16 @@ def test_everything_arrives(state: Path, store: MlflowStore, client: "MlflowClie
 
 def test_a_point_keeps_the_journals_time(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     upload(Delivery(state, store), client)
-    recorded = [r for r in Journal(state / "journal.jsonl").records() if r.kind == "step"]
+    recorded = [r for r in Journal(state / "journal.jsonl").records() if r.kind == Kind.STEP]
     assert points(client, only_run(client)) == [(r.step, r.values["train_loss"], int(r.time * 1000)) for r in recorded]
 
 
 def test_a_run_has_the_hardware_that_it_went_on_with(state: Path, store: MlflowStore, client: "MlflowClient") -> None:
     journal = Journal(state / "journal.jsonl")
-    journal.append("hardware", 0, device="cuda")
+    journal.append(Kind.HARDWARE, 0, device="cuda")
     upload(Delivery(state, store), client)
     assert only_run(client).data.tags["hardware.device"] == "cuda"
-    journal.append("hardware", 0, device="mps")
+    journal.append(Kind.HARDWARE, 0, device="mps")
     upload(Delivery(state, store), client)
     assert only_run(client).data.tags["hardware.device"] == "mps"
 

@@ -12,6 +12,7 @@ from support.trainers import TRAINING, TrainerFactory, recorded, run
 from smollm.config.training import TrainingConfig
 from smollm.errors import Interrupted
 from smollm.model.llama import LlamaForCausalLM
+from smollm.state.journal import Kind
 from smollm.tracking.console import ProgressBar
 from smollm.training.best import BestValidation, best_after
 from smollm.training.checkpoint import Checkpoint, verify
@@ -75,8 +76,8 @@ def test_the_best_state_is_kept_beside_the_newest_ones(trainers: TrainerFactory,
     trainer = train(trainers(tmp_path, LONG))
     assert kept(trainer) == [8, 25, 28]
     assert newest(trainer.store).state.best == BestValidation(8, 2.0, validations_since=5)
-    assert recorded(trainer, "sample") == [4, 6, 8, 12, 18, 24, 28]
-    last = [r.values for r in trainer.journal.records() if r.kind == "validation"][-1]
+    assert recorded(trainer, Kind.SAMPLE) == [4, 6, 8, 12, 18, 24, 28]
+    last = [r.values for r in trainer.journal.records() if r.kind == Kind.VALIDATION][-1]
     assert (last["best_step"], last["best_bits_per_byte"]) == (8, 2.0)
 
 
@@ -173,10 +174,11 @@ def test_patience_ends_a_stage_as_its_last_step_does(
 ) -> None:
     trainer = train(trainers(tmp_path, replace(LONG, patience=patience)))
     assert trainer.step == last
-    assert [recorded(trainer, kind)[-1] for kind in ("step", "speed", "validation", "sample", "end")] == [last] * 5
+    kinds = (Kind.STEP, Kind.SPEED, Kind.VALIDATION, Kind.SAMPLE, Kind.END)
+    assert [recorded(trainer, kind)[-1] for kind in kinds] == [last] * len(kinds)
     assert newest(trainer.store).state.step == last
     assert 8 in kept(trainer)
-    (end,) = (r.values for r in trainer.journal.records() if r.kind == "end")
+    (end,) = (r.values for r in trainer.journal.records() if r.kind == Kind.END)
     assert end["reason"] == ("steps" if last == 28 else "patience")
     again = train(resumed(trainers, tmp_path, replace(LONG, patience=patience)))
     assert again.step == last  # a kill before it is marked as complete
@@ -192,7 +194,7 @@ def test_a_stage_that_goes_on_from_another_keeps_its_start_and_its_own_step_axis
     assert (trainer.done, trainer.step) == (0, 28)
     with validations(trainer, {28: 1.0, 32: 1.1, 36: 1.2, 40: 1.3}):
         run(trainer)
-    assert recorded(trainer, "step") == [29, 33, 38, 40]
+    assert recorded(trainer, Kind.STEP) == [29, 33, 38, 40]
     assert kept(trainer) == [28, 38, 40]
     start = trainer.store.directory_of(28)
     assert verify(start).best == BestValidation(28, 1.0)
@@ -200,6 +202,6 @@ def test_a_stage_that_goes_on_from_another_keeps_its_start_and_its_own_step_axis
 
 def test_the_user_is_told_once_that_validation_gets_no_better(trainers: TrainerFactory, tmp_path: Path) -> None:
     trainer = train(trainers(tmp_path, LONG))
-    lines = [r.values["message"] for r in trainer.journal.records() if r.kind == "event"]
+    lines = [r.values["message"] for r in trainer.journal.records() if r.kind == Kind.EVENT]
     assert len(lines) == 1
     assert "2.000 bits per byte at step 8, 2.800 now" in lines[0]

@@ -19,6 +19,7 @@ from smollm.device.hardware import Hardware
 from smollm.errors import TrainingError
 from smollm.model import fused
 from smollm.model.llama import Execution, LlamaForCausalLM
+from smollm.state.journal import Kind
 from smollm.training.batches import Batches
 from smollm.training.micro_batch import MicroBatchSearch, candidates
 
@@ -233,7 +234,7 @@ def train_one_step(
         validate_every_steps=1,
     )
     trainer = run(TrainerFactory(config, tokenizer, cpu)(directory, training, micro_batch=micro_batch))
-    (step,) = (record for record in trainer.journal.records() if record.kind == "step")
+    (step,) = (record for record in trainer.journal.records() if record.kind == Kind.STEP)
     return {name: value.detach() for name, value in trainer.model.weights().items()}, step.values
 
 

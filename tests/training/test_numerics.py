@@ -10,6 +10,7 @@ from support.trainers import TOKENS, TRAINING, TrainerFactory, run
 
 from smollm.config.runtime import Precision
 from smollm.errors import NonFinite, TrainingError
+from smollm.state.journal import Kind
 from smollm.training.trainer import Trainer
 
 
@@ -67,7 +68,7 @@ def test_an_overflow_in_fp16_skips_the_step_for_every_parameter_and_lowers_the_s
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.weights().items())
     trainer.done += 1
     trainer.take_step(0.01)
-    skips = [(r.step, r.values) for r in trainer.journal.records() if r.kind == "skip"]
+    skips = [(r.step, r.values) for r in trainer.journal.records() if r.kind == Kind.SKIP]
     assert skips == [(1, {"loss_scale": 2.0**40, "total": 1}), (2, {"loss_scale": 2.0**39, "total": 2})]
 
 
@@ -75,12 +76,12 @@ def test_skips_of_a_killed_process_are_counted_once(trainers: TrainerFactory, tm
     trainers.hardware = replace(trainers.hardware, precision=Precision.FP16)
     first = trainers(tmp_path)
     for step in (2, 9):
-        first.journal.append("skip", step, loss_scale=2.0, total=step)
+        first.journal.append(Kind.SKIP, step, loss_scale=2.0, total=step)
     again = trainers(tmp_path)
     again.done = 5
     again.loss_scale.scaler.load_state_dict({**again.loss_scale.scaler.state_dict(), "scale": 2.0**40})
     again.take_step(0.01)
-    (last,) = [r.values for r in again.journal.records() if r.kind == "skip" and r.step == 6]
+    (last,) = [r.values for r in again.journal.records() if r.kind == Kind.SKIP and r.step == 6]
     assert last["total"] == 2
 
 
@@ -90,7 +91,7 @@ def test_half_precision_follows_float32(trainers: TrainerFactory, tmp_path: Path
     exact = run(trainers(tmp_path / "fp32", training))
     trainers.hardware = replace(trainers.hardware, precision=precision)
     half = run(trainers(tmp_path / "half", training))
-    losses = [[r.values["loss"] for r in t.journal.records() if r.kind == "validation"] for t in (exact, half)]
+    losses = [[r.values["loss"] for r in t.journal.records() if r.kind == Kind.VALIDATION] for t in (exact, half)]
     assert losses[0] != losses[1]
     assert losses[0][-1] < losses[0][0] - 0.5
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)

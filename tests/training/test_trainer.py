@@ -15,15 +15,16 @@ from support.trainers import TRAINING, TrainerFactory, recorded, run
 from smollm.config.training import TrainingConfig
 from smollm.errors import CheckpointError, Interrupted, TrainingError
 from smollm.model.sharding import load_weights
+from smollm.state.journal import Kind
 from smollm.tracking.console import ProgressBar
 from smollm.training.stop import StopSignal
 
 
 def test_each_thing_is_recorded_when_it_is_due_and_at_the_end(trainers: TrainerFactory, tmp_path: Path) -> None:
     trainer = run(trainers(tmp_path))
-    assert recorded(trainer, "step") == recorded(trainer, "speed") == [1, 5, 10, 12]
-    assert recorded(trainer, "validation") == [0, 4, 8, 12]
-    assert recorded(trainer, "sample") == [4, 6, 8, 12]  # those that are due, and of each best state
+    assert recorded(trainer, Kind.STEP) == recorded(trainer, Kind.SPEED) == [1, 5, 10, 12]
+    assert recorded(trainer, Kind.VALIDATION) == [0, 4, 8, 12]
+    assert recorded(trainer, Kind.SAMPLE) == [4, 6, 8, 12]  # those that are due, and of each best state
     # the newest two, the last of which is the best, and the best of the one before
     steps = [int(path.name.removeprefix("step-")) for path in sorted((tmp_path / "checkpoints").iterdir())]
     assert steps == [8, 10, 12]
@@ -37,7 +38,7 @@ def test_a_later_stage_counts_on(trainers: TrainerFactory, tmp_path: Path) -> No
 
 
 def test_training_lowers_the_loss(trainers: TrainerFactory, tmp_path: Path) -> None:
-    losses = [r.values["loss"] for r in run(trainers(tmp_path)).journal.records() if r.kind == "validation"]
+    losses = [r.values["loss"] for r in run(trainers(tmp_path)).journal.records() if r.kind == Kind.VALIDATION]
     assert losses[-1] < losses[0] - 0.3
 
 
@@ -47,7 +48,7 @@ def test_going_on_from_a_checkpoint_is_exact(
 ) -> None:
     whole = run(trainers(tmp_path / "whole", training))
     first = trainers(tmp_path / "cut", training)
-    first.journal.append("step", 7, train_loss=0.0)  # as if it had died later; the first record stands
+    first.journal.append(Kind.STEP, 7, train_loss=0.0)  # as if it had died later; the first record stands
     with pytest.raises(Interrupted), StopSignal() as stop:
         signal.raise_signal(signal.SIGTERM)
         first.run(stop, ProgressBar("test", 12))
@@ -61,7 +62,7 @@ def test_going_on_from_a_checkpoint_is_exact(
         assert torch.equal(value, again.model.weights()[name]), name
     for name, value in whole.assembly.optimizer.state().items():
         assert torch.equal(value, again.assembly.optimizer.state()[name]), name
-    assert recorded(again, "step") == [7, 1, 5, 10, 12]
+    assert recorded(again, Kind.STEP) == [7, 1, 5, 10, 12]
     ends = [trainer.store.newest(pytest.fail) for trainer in (whole, again)]
     assert ends[0] is not None and ends[1] is not None
     assert bool(ends[0].average) == (training is REGULARIZED)
@@ -87,7 +88,7 @@ def test_the_average_is_what_is_validated_and_the_weights_are_what_is_trained(
     assert checkpoint is not None
     assert not torch.equal(checkpoint.average["model.norm.weight"], checkpoint.weights["model.norm.weight"])
     load_weights(plain.model, checkpoint.exported)
-    last = [record for record in averaged.journal.records() if record.kind == "validation"][-1]
+    last = [record for record in averaged.journal.records() if record.kind == Kind.VALIDATION][-1]
     assert last.values["loss"] == plain._evaluator(plain.model).loss
 
 
@@ -108,8 +109,8 @@ def test_regularization_ends_with_the_training_loss(trainers: TrainerFactory, tm
     for smoothing, dropout in [(0.0, 0.0), (0.5, 0.0), (0.5, 0.5)]:
         training = replace(TRAINING, label_smoothing=smoothing, dropout=dropout)
         records = run(trainers(tmp_path / f"{smoothing} {dropout}", training)).journal.records()
-        first_losses.append(next(r.values["train_loss"] for r in records if r.kind == "step"))
-        validations.append([r.values["loss"] for r in records if r.kind == "validation"])
+        first_losses.append(next(r.values["train_loss"] for r in records if r.kind == Kind.STEP))
+        validations.append([r.values["loss"] for r in records if r.kind == Kind.VALIDATION])
     assert first_losses[0] == first_losses[1] != first_losses[2]
     assert validations[0][0] == validations[1][0] == validations[2][0]
     assert len({losses[-1] for losses in validations}) == 3
@@ -199,8 +200,8 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(trainers: TrainerF
 
 def test_goodput_counts_what_earlier_processes_did(trainers: TrainerFactory, tmp_path: Path) -> None:
     first = trainers(tmp_path)
-    first.journal.append("speed", 1, useful_seconds=1000.0, lived_seconds=4000.0)
+    first.journal.append(Kind.SPEED, 1, useful_seconds=1000.0, lived_seconds=4000.0)
     again = run(trainers(tmp_path))
-    last = [record.values for record in again.journal.records() if record.kind == "speed"][-1]
+    last = [record.values for record in again.journal.records() if record.kind == Kind.SPEED][-1]
     assert last["useful_seconds"] > 1000
     assert 0 < last["goodput"] < 0.3

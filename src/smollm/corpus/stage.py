@@ -23,6 +23,7 @@ from smollm.stage import run as pipeline
 from smollm.stage.run import StageRun
 from smollm.state import tokens
 from smollm.state.files import replace_directory, write_atomically, write_json
+from smollm.state.journal import Kind
 from smollm.state.workspace import Workspace
 from smollm.tracking import announce, summary
 from smollm.tracking.console import ProgressBar, say
@@ -58,7 +59,7 @@ class TokenizeStage:
         results: dict[str, float] = {"corpus_vocab_size": tokens.vocabulary_size(tokenizer)}
         for stage, source in sources.items():
             results |= self._encode(run, encoder, source, data / "tokens" / stage)
-        run.state.journal.append("result", 0, **results)
+        run.state.journal.append(Kind.RESULT, 0, **results)
 
     def _drop_outdated(self, run: StageRun, sources: dict[str, Source]) -> None:
         """Start over if packages were upgraded since the start that was killed: DVC does not watch them."""

@@ -25,6 +25,7 @@ from smollm.model.export import read_model
 from smollm.model.llama import Execution, LlamaForCausalLM
 from smollm.stage.run import StageRun, run_stage
 from smollm.state.files import write_json
+from smollm.state.journal import Kind
 from smollm.state.tokens import TRAIN, VALIDATION, read_manifest, token_bytes
 from smollm.state.workspace import Workspace
 from smollm.tracking import announce, summary
@@ -105,7 +106,7 @@ class _Measurements:
         if self.settings.tasks:
             self._part("tasks", self._tasks)
         results = self.read()
-        self.run.state.journal.append("result", 0, **report.mlflow_metrics(results))
+        self.run.state.journal.append(Kind.RESULT, 0, **report.mlflow_metrics(results))
 
     def read(self) -> Results:
         """All of them."""

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from smollm.stage.picture import draw
 from smollm.state.files import write_atomically, write_json
-from smollm.state.journal import COMPLETE, EVENT, Record
+from smollm.state.journal import Kind, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = {
-    "losses.tsv": ("step", ("train_loss", "gradient_norm", "learning_rate")),
-    "validation.tsv": ("validation", ("loss", "bits_per_byte", "pretrain_loss", "pretrain_bits_per_byte")),
-    "speed.tsv": ("speed", ("tokens_per_second", "step_ms", "mfu", "goodput", "peak_memory_gib")),
+    "losses.tsv": (Kind.STEP, ("train_loss", "gradient_norm", "learning_rate")),
+    "validation.tsv": (Kind.VALIDATION, ("loss", "bits_per_byte", "pretrain_loss", "pretrain_bits_per_byte")),
+    "speed.tsv": (Kind.SPEED, ("tokens_per_second", "step_ms", "mfu", "goodput", "peak_memory_gib")),
 }
 _HEADINGS = {"loss": "validation_loss"}
 
@@ -44,7 +44,7 @@ def write_training(directory: Path, title: str, records: list[Record], metrics: 
     samples = [
         (record.step, prompt, text)
         for record in records
-        if record.kind == "sample"
+        if record.kind == Kind.SAMPLE
         for prompt, text in zip(record.values["prompts"], record.values["texts"], strict=True)
     ]
     write_table(directory / "samples.tsv", [["step", "prompt", "text"], *map(list, samples)])
@@ -60,8 +60,8 @@ def training_metrics(records: list[Record], best_step: int, exported_step: int) 
         records: the whole journal.
         best_step, exported_step: step of the best validation, and of the state that becomes the model.
     """
-    steps = [r for r in records if r.kind == "step"]
-    validations = [r for r in records if r.kind == "validation"]
+    steps = [r for r in records if r.kind == Kind.STEP]
+    validations = [r for r in records if r.kind == Kind.VALIDATION]
     first, last = validations[0].values, validations[-1].values
     bits_per_byte = {r.step: r.values["bits_per_byte"] for r in validations}
     pretrain_values = {
@@ -81,13 +81,13 @@ def training_metrics(records: list[Record], best_step: int, exported_step: int) 
         "exported_bits_per_byte": bits_per_byte[exported_step],
         "initial_bits_per_byte": first["bits_per_byte"],
         **{name: value for name, value in pretrain_values.items() if value is not None},
-        "skipped_steps": sum(r.kind == "skip" for r in records),
+        "skipped_steps": sum(r.kind == Kind.SKIP for r in records),
     }
 
 
 def speed_metrics(records: list[Record]) -> dict[str, float]:
     """Median speed of the stage's steps, and its goodput."""
-    speeds = [r.values for r in records if r.kind == "speed"]
+    speeds = [r.values for r in records if r.kind == Kind.SPEED]
     ordered = sorted(speeds, key=lambda values: float(values["tokens_per_second"]))
     middle = ordered[len(ordered) // 2]
     chosen = {
@@ -107,11 +107,11 @@ def write_log(path: Path, records: list[Record]) -> None:
 
 def _line(record: Record) -> str:
     values = record.values
-    if record.kind == EVENT:
+    if record.kind == Kind.EVENT:
         return str(values["message"])
-    if record.kind == COMPLETE:
+    if record.kind == Kind.COMPLETE:
         return "complete"
-    if record.kind == "sample":
+    if record.kind == Kind.SAMPLE:
         texts = zip(values["prompts"], values["texts"], strict=True)
         body = "\n".join("    " + (prompt + text).replace("\n", "\n    ") for prompt, text in texts)
         return f"step {record.step}  samples\n{body}"
@@ -136,9 +136,9 @@ def write_table(path: Path, rows: list[list[Any]]) -> None:
 
 def _draw_losses(path: Path, title: str, records: list[Record], best_step: int) -> None:
     def plot(axes: "Axes") -> None:
-        for kind, name, style in (("step", "train_loss", "-"), ("validation", "loss", "o-")):
+        for kind, name, style in ((Kind.STEP, "train_loss", "-"), (Kind.VALIDATION, "loss", "o-")):
             points = [(r.step, r.values[name]) for r in records if r.kind == kind]
-            label = "training" if kind == "step" else "validation"
+            label = "training" if kind == Kind.STEP else "validation"
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=3)
         if best_step != max(record.step for record in records):
             axes.axvline(best_step, linestyle=":", color="gray", linewidth=1, label=f"best, step {best_step}")

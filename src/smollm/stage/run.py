@@ -13,7 +13,7 @@ from typing import Any
 from smollm.config.tracking import TrackingConfig
 from smollm.errors import STOP_TAG, Interrupted, user_error
 from smollm.state.files import write_json
-from smollm.state.journal import COMPLETE
+from smollm.state.journal import Kind
 from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace
 from smollm.tracking import announce
@@ -106,7 +106,7 @@ def _write_run_json(run: StageRun, identity: dict[str, Any]) -> None:
     `wall_seconds` is from the first start to the end of the work, pauses after a kill included.
     """
     records = run.state.journal.records()
-    end = next(record.time for record in records if record.kind == COMPLETE)
+    end = next(record.time for record in records if record.kind == Kind.COMPLETE)
     path = run.reports / "run.json"
     seconds = round(end - records[0].time, 1)
     write_json(path, {**identity, "fingerprint": run.state.fingerprint, "wall_seconds": seconds, **run.facts})

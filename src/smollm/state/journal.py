@@ -10,29 +10,47 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from smollm.errors import StateError
 from smollm.state.files import disk_errors, sync
 
-EVENT = "event"
-"""Kind of the records that are a line of the training log; any number may share a step."""
 
-COMPLETE = "complete"
-"""Kind of the record that the work is done; only the outputs may be missing after it."""
+class Kind(StrEnum):
+    """Kinds of records."""
 
-END = "end"
-"""Kind of the record of a training stage's last step, and why it is the last."""
+    STEP = "step"
+    """A training step: loss, gradient norm and learning rate."""
+    SKIP = "skip"
+    """A training step that was not taken, because its gradient overflowed."""
+    SPEED = "speed"
+    RANKS = "ranks"
+    """What the processes that train together differ in."""
+    VALIDATION = "validation"
+    SAMPLE = "sample"
+    """Texts that the model wrote."""
+    HARDWARE = "hardware"
+    """What a start of the stage runs on; the newest one is current."""
+    RESULT = "result"
+    """Numbers by MLflow's names for them."""
+    END = "end"
+    """A training stage's last step, and why it is the last."""
+    COMPLETE = "complete"
+    """The work is done; only the outputs may be missing after it."""
+    EVENT = "event"
+    """A line of the training log."""
 
-HARDWARE = "hardware"
-"""Kind of the record of what a start of the stage runs on; the newest one is current."""
+
+_REPEATED = (Kind.EVENT, Kind.HARDWARE)
+"""Kinds of which a step may have several records."""
 
 
 @dataclass(frozen=True)
 class Record:
     kind: str
-    """step, skip, speed, ranks, validation, sample, hardware, result, end, complete or event."""
+    """A `Kind`, or one that only another version of the code knows."""
     step: int
     time: float
     """Seconds since the epoch."""
@@ -80,13 +98,13 @@ class Journal:
             self._file.truncate(end)  # a line torn by a kill
         self._end = end
 
-    def append(self, kind: str, step: int, **values: object) -> None:
+    def append(self, kind: Kind, step: int, **values: object) -> None:
         """Record `values`, unless this kind of record exists for `step` already and may only once.
 
         Raises:
             OSError: the disk is full, or refuses; nothing was recorded.
         """
-        if kind not in (EVENT, HARDWARE) and (kind, step) in self._seen:
+        if kind not in _REPEATED and (kind, step) in self._seen:
             return
         text = json.dumps({"kind": kind, "step": step, "time": time.time(), **values}, ensure_ascii=False)
         line = text.encode() + b"\n"
@@ -100,7 +118,7 @@ class Journal:
 
     def event(self, step: int, message: str) -> None:
         """Record a line for the training log."""
-        self.append(EVENT, step, message=message)
+        self.append(Kind.EVENT, step, message=message)
 
     def records(self) -> list[Record]:
         return [record for record, _ in read(self.path)]

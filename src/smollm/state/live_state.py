@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from smollm.errors import StateError
 from smollm.state.files import sync_directory, write_json
-from smollm.state.journal import COMPLETE, Journal
+from smollm.state.journal import Journal, Kind
 from smollm.state.saved_state import FINGERPRINTED, SavedState, abandoned_states, remove_unneeded, saved_states
 from smollm.state.state_lock import LOCK_FILES, Holder, StateLock
 from smollm.state.workspace import Workspace
@@ -97,7 +97,7 @@ class LiveState:
 
     def mark_complete(self) -> None:
         """Record that all steps are done."""
-        self.journal.append(COMPLETE, 0)
+        self.journal.append(Kind.COMPLETE, 0)
         self.journal.sync()
         (self.directory / "complete").touch()
 

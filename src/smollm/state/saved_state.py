@@ -63,7 +63,7 @@ class SavedState:
     def step(self) -> int:
         """The last step in its journal; 0 before the first."""
         records = journal.read(self.directory / "journal.jsonl")
-        return max((record.step for record, _ in records if record.kind == "step"), default=0)
+        return max((record.step for record, _ in records if record.kind == journal.Kind.STEP), default=0)
 
     @property
     def fingerprinted(self) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from pathlib import Path
 import psutil
 
 from smollm.state.files import read_json
-from smollm.state.journal import read
+from smollm.state.journal import Kind, read
 from smollm.state.saved_state import SavedState, remove, saved_states
 from smollm.state.workspace import Workspace
 from smollm.sweep.study_file import Value, text_of
 from smollm.tracking.mlflow_store import MlflowStore
 from smollm.tracking.outbox import abandon
 
-_VALIDATION = "validation"
 _BUSY = ("Unable to acquire lock", "is busy")
 """In DVC's line where another DVC command held the repository for too long."""
 
@@ -100,7 +99,7 @@ class Experiment:
         """All validations of the stage so far."""
         state = self._states.get(self.stage)
         records = [] if state is None else [record for record, _ in read(state.directory / "journal.jsonl")]
-        found = [record for record in records if record.kind == _VALIDATION]
+        found = [record for record in records if record.kind == Kind.VALIDATION]
         for record in found:
             yield Validation(record.step - found[0].step, float(record.values["bits_per_byte"]))
 

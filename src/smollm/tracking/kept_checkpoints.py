@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from smollm.state.journal import Record
+from smollm.state.journal import Kind, Record
 from smollm.tracking.metric_names import metrics as named_metrics
 from smollm.tracking.run_record import KeptCheckpoint
 
@@ -20,7 +20,7 @@ def kept_checkpoints(
         tags: of its run, with the digests of its outputs and the command that restores them.
     """
     steps = {"last": metrics["step"], "best": metrics["best_step"]}
-    validations = {record.step: record for record in records if record.kind == "validation"}
+    validations = {record.step: record for record in records if record.kind == Kind.VALIDATION}
     for kind, step in steps.items():
         if step not in validations or (kind == "best" and step == steps["last"]):
             continue

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from smollm.config.tracking import TrackingConfig
-from smollm.state.journal import Journal
+from smollm.state.journal import Journal, Kind
 from smollm.tracking import provenance
 from smollm.tracking.mlflow_store import MlflowStore
 from smollm.tracking.run_record import RunDescription, RunEnd
@@ -81,7 +81,7 @@ class SweepRun:
 
     def record(self, trial: int, values: Mapping[str, float]) -> None:
         """Record metrics of a trial that has ended; once, however often it is called."""
-        self._journal.append("result", trial, **values)
+        self._journal.append(Kind.RESULT, trial, **values)
 
     def end(self, status: str, tags: dict[str, str], artifacts: dict[str, Path]) -> None:
         """End the run.

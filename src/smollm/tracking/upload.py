@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from smollm.state.journal import HARDWARE, Record, read
+from smollm.state.journal import Kind, Record, read
 from smollm.tracking.delivery import Delivery
 from smollm.tracking.logged_models import log_checkpoints
 from smollm.tracking.metric_names import metrics
@@ -134,9 +134,9 @@ class _Upload:
         for record, after in read(self.delivery.directory / "journal.jsonl", start):
             offset = after
             batch += [Metric(name, value, int(record.time * 1000), record.step) for name, value in metrics(record)]
-            if record.kind == HARDWARE:
+            if record.kind == Kind.HARDWARE:
                 tags += [RunTag(f"hardware.{name}", str(value)) for name, value in record.values.items()]
-            if record.kind == "sample":
+            if record.kind == Kind.SAMPLE:
                 samples.append(record)
             if len(batch) >= _METRICS_BATCH:
                 self._send_batch(batch, tags, samples, offset)
@@ -166,7 +166,7 @@ class _Upload:
         rows = [
             [f"step {record.step}: {prompt}", text, record.step, prompt]
             for record, _ in read(self.delivery.directory / "journal.jsonl")
-            if record.kind == "sample"
+            if record.kind == Kind.SAMPLE
             for prompt, text in zip(record.values["prompts"], record.values["texts"], strict=True)
         ]
         self.delivery.deadline.check()

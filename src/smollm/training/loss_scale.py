@@ -5,7 +5,7 @@ import torch
 from smollm.config.runtime import Precision
 from smollm.device.hardware import Hardware
 from smollm.errors import TrainingError
-from smollm.state.journal import Journal
+from smollm.state.journal import Journal, Kind
 
 _MAX_SKIPPED = 50
 """Skipped steps in a row before giving up: a scale of 2^16 has been halved to nothing long before."""
@@ -17,7 +17,7 @@ class LossScale:
     def __init__(self, stage: str, hardware: Hardware, journal: Journal) -> None:
         self.stage, self.journal = stage, journal
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision is Precision.FP16)
-        self._skips = {record.step for record in journal.records() if record.kind == "skip"}
+        self._skips = {record.step for record in journal.records() if record.kind == Kind.SKIP}
         self._in_a_row = 0
 
     @property
@@ -48,7 +48,7 @@ class LossScale:
             return
         self._skips.add(step)
         total = sum(skipped <= step for skipped in self._skips)
-        self.journal.append("skip", step, loss_scale=self.value(), total=total)
+        self.journal.append(Kind.SKIP, step, loss_scale=self.value(), total=total)
         if self._in_a_row == _MAX_SKIPPED:
             raise TrainingError(
                 f"{self.stage}: the gradient overflowed at every loss scale, {_MAX_SKIPPED} steps in a row up to "

@@ -11,7 +11,7 @@ from smollm.model.throughput import parameter_count
 from smollm.stage import report
 from smollm.stage.run import StageRun
 from smollm.state.files import replace_directory
-from smollm.state.journal import END, HARDWARE, Record
+from smollm.state.journal import Kind, Record
 from smollm.state.tokens import open_tokenizer, read_manifest
 from smollm.tracking import announce, summary
 from smollm.tracking.console import say
@@ -77,14 +77,14 @@ class Publisher:
         stage, records = self.settings.stage, run.state.journal.records()
         report.write_training(run.reports, f"{stage}: loss", records, metrics)
         run.facts |= report.speed_metrics(records)
-        run.facts["device"] = next(r.values["device_name"] for r in reversed(records) if r.kind == HARDWARE)
+        run.facts["device"] = next(r.values["device_name"] for r in reversed(records) if r.kind == Kind.HARDWARE)
         run.artifacts |= {name: run.reports / name for name in _ARTIFACTS}
         say(summary.training(stage, metrics, run.facts, _sample(records, metrics["exported_step"])))
 
     def _last(self, run: StageRun, store: CheckpointStore) -> Checkpoint:
         """The checkpoint of the stage's last step."""
         newest = store.newest(run.log)
-        last = next(record.step for record in run.state.journal.records() if record.kind == END)
+        last = next(record.step for record in run.state.journal.records() if record.kind == Kind.END)
         if newest is None or newest.state.step != last:
             run.state.mark_incomplete()
             raise CheckpointError(
@@ -112,5 +112,5 @@ def _best(last: Checkpoint, store: CheckpointStore) -> Checkpoint:
 
 def _sample(records: list[Record], step: int) -> str | None:
     """The first of the newest samples up to `step`, with its prompt."""
-    samples = [r.values["prompts"][0] + r.values["texts"][0] for r in records if r.kind == "sample" and r.step <= step]
-    return samples[-1] if samples else None
+    samples = [r.values for r in records if r.kind == Kind.SAMPLE and r.step <= step]
+    return samples[-1]["prompts"][0] + samples[-1]["texts"][0] if samples else None

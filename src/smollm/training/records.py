@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from smollm.state.journal import Journal, Record
+from smollm.state.journal import Journal, Kind, Record
 from smollm.state.live_state import LiveState
 from smollm.training.checkpoint_store import CheckpointStore, NoCheckpointStore
 
@@ -34,7 +34,7 @@ class NoJournal(Journal):
     def __init__(self) -> None:
         pass
 
-    def append(self, kind: str, step: int, **values: object) -> None:
+    def append(self, kind: Kind, step: int, **values: object) -> None:
         pass
 
     def records(self) -> list[Record]:

@@ -3,7 +3,7 @@
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware, seconds_since_start
 from smollm.model.throughput import flops_per_token, model_flops_utilization, peak_tflops
-from smollm.state.journal import Record
+from smollm.state.journal import Kind, Record
 from smollm.training.settings import Settings
 
 _PACE_STEPS, _PACE_SECONDS = 20, 30.0
@@ -25,7 +25,7 @@ class SpeedMeter:
         self._flops = flops_per_token(settings.model, settings.training.sequence_length)
         peak = peak_tflops(hardware.name) if hardware.device.type == "cuda" else None
         self._peak = None if peak is None else peak * processes
-        speeds = [record.values for record in earlier if record.kind == "speed"]
+        speeds = [record.values for record in earlier if record.kind == Kind.SPEED]
         self._useful = speeds[-1]["useful_seconds"] if speeds else 0.0
         """Seconds spent in optimizer steps, earlier starts included."""
         self._lived_before = speeds[-1]["lived_seconds"] if speeds else 0.0

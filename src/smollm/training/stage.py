@@ -16,7 +16,7 @@ from smollm.operate import launch
 from smollm.operate.preflight import Preflight, check_vocabulary
 from smollm.stage import report
 from smollm.stage.run import StageRun, run_stage
-from smollm.state.journal import HARDWARE
+from smollm.state.journal import Kind
 from smollm.state.tokens import TRAIN, VALIDATION, read_manifest
 from smollm.state.workspace import Workspace
 from smollm.tracking import announce
@@ -172,7 +172,7 @@ class TrainingStage:
         if run is not None:
             # the last point of a curve says little about the speed of the whole run
             median = report.speed_metrics(trainer.journal.records())["tokens_per_second"]
-            trainer.journal.append("result", trainer.step, **{"speed/median_tokens_per_second": median})
+            trainer.journal.append(Kind.RESULT, trainer.step, **{"speed/median_tokens_per_second": median})
 
     def _report_failure(self, run: StageRun, data: TrainingData, error: NonFinite) -> None:
         """Write the report on a step with a non-finite loss or gradient."""
@@ -208,7 +208,7 @@ class TrainingStage:
             heads = (model.num_attention_heads, model.num_key_value_heads)
             kernel = machine.attention_kernel(*heads, model.head_dim, self.settings.training.sequence_length)
         records.journal.append(
-            HARDWARE,
+            Kind.HARDWARE,
             step,
             processes=assembly.group.size,
             device=machine.device.type,

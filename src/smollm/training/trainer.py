@@ -14,7 +14,7 @@ from smollm.device.seeding import key
 from smollm.errors import CheckpointError, Interrupted, NonFinite
 from smollm.model.generate import Sampler
 from smollm.model.sharding import load_weights, total_norm
-from smollm.state.journal import END
+from smollm.state.journal import Kind
 from smollm.state.tokens import token_bytes
 from smollm.tracking import announce
 from smollm.tracking.console import ProgressBar
@@ -184,15 +184,15 @@ class Trainer:
             self.store.check()
 
     def _record_end(self) -> None:
-        self.journal.append(END, self.step, reason="steps" if self._has_all_steps() else "patience")
+        self.journal.append(Kind.END, self.step, reason="steps" if self._has_all_steps() else "patience")
         if self.best is not None and not self._has_all_steps():
             line = announce.stopped_early(self.settings.stage, self.best.validations_since, self.best.step)
             self.records.log(line, self.step)
 
     def _record_step(self, values: dict[str, float], progress: ProgressBar) -> None:
-        self.journal.append("step", self.step, **values)
+        self.journal.append(Kind.STEP, self.step, **values)
         speed = self._speed.record()
-        self.journal.append("speed", self.step, **speed)
+        self.journal.append(Kind.SPEED, self.step, **speed)
         shown = {"loss": f"{values['train_loss']:.3f}", "tokens/s": f"{speed['tokens_per_second']:,.0f}"}
         progress.update(self.done - progress.done, **shown)
 
@@ -247,7 +247,7 @@ class Trainer:
                 pretrain_values = {"pretrain_loss": other.loss, "pretrain_bits_per_byte": other.bits_per_byte}
         if self.group.size > 1:
             values = rank_values(self.group, self.hardware, result.tokens_per_second, self.model.execution.sharded)
-            self.journal.append("ranks", self.step, **values)
+            self.journal.append(Kind.RANKS, self.step, **values)
         if not math.isfinite(result.loss):
             raise self._non_finite(
                 self.step, f"the validation loss must be finite, got {result.loss} after step {self.step}"
@@ -257,7 +257,7 @@ class Trainer:
             line = announce.validation_stalled(_STALLED_AFTER, best.step, best.bits_per_byte, result.bits_per_byte)
             self.records.log(line, self.step)
         self.journal.append(
-            "validation",
+            Kind.VALIDATION,
             self.step,
             loss=result.loss,
             bits_per_byte=result.bits_per_byte,
@@ -270,7 +270,7 @@ class Trainer:
         settings = self.settings
         with self._averaged_weights():
             texts = self._sampler(key(settings.seed, "sample", settings.stage, self.step))
-        self.journal.append("sample", self.step, prompts=list(settings.evaluation.prompts), texts=texts)
+        self.journal.append(Kind.SAMPLE, self.step, prompts=list(settings.evaluation.prompts), texts=texts)
 
     def _save(self) -> None:
         if not torch.isfinite(total_norm(self.model.parameters())):
