@@ -303,21 +303,22 @@ def test_data_is_a_dependency_of_the_stages_that_read_it(finished: Clone) -> Non
 
 
 @pytest.mark.slow
-def test_an_edit_reruns_what_depends_on_it_and_no_more(finished: Clone) -> None:
-    assert finished.repro() == []
-    finished.set({"runtime.keep_checkpoints": 7, "tracking.experiment": "other", "preset": "mine"})
-    assert finished.repro() == []
-    finished.set({"tracking.experiment": "smollm"})
-    finished.set({"finetune.optimizer.lr": 1e-3})
-    assert finished.repro() == ["finetune"]
-    finished.set({"pretrain.optimizer.lr": 1e-3})
-    assert finished.repro() == ["pretrain", "finetune"]
-    finished.set({"model.num_hidden_layers": 1})
-    assert finished.repro() == ["pretrain", "finetune"]
-    finished.set({"corpus.max_megabytes": 0.4})  # another text, whatever the sizes of its documents
-    assert finished.repro() == ["tokenize", "pretrain", "finetune"]
-    finished.run("git", "checkout", "--", "params.yaml")
-    assert finished.repro() == []
+def test_an_edit_reruns_what_depends_on_it_and_no_more(tmp_path: Path) -> None:
+    project = completed().copy(tmp_path / "project")
+    assert project.repro() == []
+    project.set({"runtime.keep_checkpoints": 7, "tracking.experiment": "other", "preset": "mine"})
+    assert project.repro() == []
+    project.set({"tracking.experiment": "smollm"})
+    project.set({"finetune.optimizer.lr": 1e-3})
+    assert project.repro() == ["finetune"]
+    project.set({"pretrain.optimizer.lr": 1e-3})
+    assert project.repro() == ["pretrain", "finetune"]
+    project.set({"model.num_hidden_layers": 1})
+    assert project.repro() == ["pretrain", "finetune"]
+    project.set({"corpus.max_megabytes": 0.4})  # another text, whatever the sizes of its documents
+    assert project.repro() == ["tokenize", "pretrain", "finetune"]
+    project.run("git", "checkout", "--", "params.yaml")
+    assert project.repro() == []
 
 
 def test_mlflow_and_dvc_name_the_same_inputs(finished: Clone) -> None:
