@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from smollm.state.files import write_json
-from smollm.state.journal import Journal
+from smollm.state.journal import Journal, Kind
 from smollm.state.saved_state import SavedState
 from smollm.tracking.kept_states import kept_state_line
 
@@ -15,7 +15,7 @@ def kept(directory: Path, lr: float = 0.003, code: str = "a", text: str = "t") -
     folder = directory / "pretrain" / "0123456789abcdef"
     params = {"seed": 1, "pretrain": {"optimizer": {"lr": lr, "beta1": 0.9}}}
     write_json(folder / "fingerprinted.json", {"inputs": {"src": code, "data": text}, "params": params})
-    Journal(folder / "journal.jsonl").append("step", 4000, train_loss=2.0)
+    Journal(folder / "journal.jsonl").append(Kind.STEP, 4000, train_loss=2.0)
     with (folder / "weights").open("wb") as file:
         file.truncate(2_400_000_000)
     return SavedState("pretrain", folder)

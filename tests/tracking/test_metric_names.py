@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 def test_a_number_that_is_not_finite_is_not_sent() -> None:
-    record = Record(Kind.STEP, 1, 0.0, {"train_loss": 2.0, "gradient_norm": float("inf"), "learning_rate": float("nan")})
+    values = {"train_loss": 2.0, "gradient_norm": float("inf"), "learning_rate": float("nan")}
+    record = Record(Kind.STEP, 1, 0.0, values)
     assert list(metrics(record)) == [("train/loss", 2.0)]
 
 
