@@ -148,7 +148,7 @@ def test_a_damaged_best_is_said_and_the_next_validation_takes_its_place(
     assert checkpoint is not None
     assert (checkpoint.state.step, checkpoint.state.best) == (28, None)
     assert len(lines) == 1
-    assert "that was the best state" in lines[0]
+    assert "it was the best state" in lines[0]
     assert kept(trainer) == [25, 28]
 
 
