@@ -138,19 +138,11 @@ def _check_samples(config: Config, problems: Problems) -> None:
 
 def _check_evaluate(config: Config, problems: Problems) -> None:
     evaluate, longest = config.evaluate, config.model.max_position_embeddings
-    lengths = {
-        "sequence_length": evaluate.sequence_length or 0,
-        "prompt_tokens": evaluate.prompt_tokens + evaluate.sample_tokens,
-    }
-    for name, length in lengths.items():
-        if length > longest:
-            whole = "" if name == "sequence_length" else ", together with evaluate.sample_tokens,"
-            problems.add(
-                f"evaluate.{name}",
-                f"must{whole} not exceed model.max_position_embeddings ({longest})",
-                length,
-                f"use {longest} or fewer",
-            )
+    rule, fix = f"not exceed model.max_position_embeddings ({longest})", f"use {longest} or fewer"
+    if evaluate.sequence_length is not None and evaluate.sequence_length > longest:
+        problems.add("evaluate.sequence_length", f"must {rule}", evaluate.sequence_length, fix)
+    if (length := evaluate.prompt_tokens + evaluate.sample_tokens) > longest:
+        problems.add("evaluate.prompt_tokens", f"must, together with evaluate.sample_tokens, {rule}", length, fix)
 
 
 def _check_model(config: Config, problems: Problems) -> None:

@@ -12,14 +12,11 @@ from smollm.device.hardware import Hardware
 from smollm.device.seeding import key
 from smollm.errors import CorpusError
 from smollm.evaluate.text import HeldOutText
-from smollm.model.generate import Sampler
+from smollm.model.generate import INCOMPLETE, Sampler
 from smollm.model.llama import LlamaForCausalLM
 
 _ROWS = 32
 """Samples drawn at once."""
-
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What a part of a character is decoded to."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def draw(
                 text.names[document],
                 text.is_code and start == int(text.offsets[document]),
                 prompt,
-                sample.rstrip(_INCOMPLETE),
+                sample.rstrip(INCOMPLETE),
                 _decode(tokenizer, text, start + ends[0], start + ends[1]),
             )
         )
@@ -91,7 +88,7 @@ def draw(
 
 def _decode(tokenizer: Tokenizer, text: HeldOutText, start: int, end: int) -> str:
     decoded: str = tokenizer.decode(text.tokens[start:end].tolist(), skip_special_tokens=False)
-    return decoded.rstrip(_INCOMPLETE)
+    return decoded.rstrip(INCOMPLETE)
 
 
 def _spread(choices: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:

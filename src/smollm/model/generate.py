@@ -14,8 +14,8 @@ from smollm.device.hardware import Hardware
 from smollm.model.llama import KeyValueCache, LlamaForCausalLM
 from smollm.state.tokens import special_ids, vocabulary_size
 
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What bytes that make no character are decoded to."""
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What bytes that are not a whole character are decoded to."""
 
 
 class Sampler:
@@ -74,7 +74,7 @@ class Sampler:
                 self._advance() if self._graph is None else self._graph.replay()
                 if on_progress is not None:
                     rows = self._continuations(length)
-                    on_progress([_text(self.tokenizer, ids).rstrip(_INCOMPLETE) for ids in rows])
+                    on_progress([_text(self.tokenizer, ids).rstrip(INCOMPLETE) for ids in rows])
                     if all(map(self._is_complete, rows)):
                         break
         return [_text(self.tokenizer, ids) for ids in self._continuations(length)]

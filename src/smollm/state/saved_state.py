@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def abandoned_states(workspace: Workspace, stage: str, current: Path | None) -> 
     """
     others = (state for state in saved_states(workspace) if state.stage == stage and state.directory != current)
     own = (state for state in others if state.holds_work and not _is_for_others(state, workspace))
-    return sorted(own, key=_last_used, reverse=True)
+    return sorted(own, key=attrgetter("last_used"), reverse=True)
 
 
 def remove_unneeded(
@@ -129,7 +130,7 @@ def remove_unneeded(
     others = [state for state in saved_states(workspace) if state.directory != current]
     own = [state for state in others if not _is_for_others(state, workspace)]
     for stage in sorted({state.stage for state in own}):
-        of_stage = sorted((state for state in own if state.stage == stage), key=_last_used, reverse=True)
+        of_stage = sorted((state for state in own if state.stage == stage), key=attrgetter("last_used"), reverse=True)
         recorded = [s for s in of_stage if s.is_complete and workspace.is_recorded(stage, s.directory.name)]
         is_finished = starting is None or bool(recorded)
         if is_finished or stage == starting:
@@ -173,10 +174,6 @@ def _entries(directory: Path) -> list[Path]:
 def _remove_if_possible(state: SavedState, on_removal: Callable[[Path], None]) -> None:
     with suppress(OSError):
         remove(state, on_removal)
-
-
-def _last_used(state: SavedState) -> float:
-    return state.last_used
 
 
 def _other_workspace(state: SavedState, workspace: Workspace) -> Path | None:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from smollm.sweep.search import Outcome, Row
 from smollm.sweep.study_file import Study, Value
+from smollm.tracking.console import shortened
 
 _REASON_CHARACTERS = 80
 
@@ -88,8 +89,7 @@ def text(name: str, rows: Iterable[Row]) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-    text = str(value)
-    return text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 1]}…"
+    return shortened(str(value), _REASON_CHARACTERS)
 
 
 def write(path: Path, name: str, rows: Iterable[Row]) -> None:

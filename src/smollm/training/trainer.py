@@ -134,7 +134,10 @@ class Trainer:
             signal = self.group.all_reduce(stop.received or 0, max)
             if must_keep or signal or self._is_due(self.settings.runtime.checkpoint_every_steps):
                 self._save()
-            self._check_writes(wait=self._has_ended() or signal != 0)
+            if signal or self._has_ended():
+                self.store.wait()
+            else:
+                self.store.check()
             if signal and not self._has_ended():
                 raise Interrupted(signal, self.step)
         self._record_end()
@@ -175,13 +178,6 @@ class Trainer:
         if pace is not None:
             on_pace(pace)
         return {"train_loss": loss, "gradient_norm": norm, "learning_rate": rate}
-
-    def _check_writes(self, wait: bool) -> None:
-        """Raise what went wrong with writing a checkpoint; with `wait` not before the write has ended."""
-        if wait:
-            self.store.wait()
-        else:
-            self.store.check()
 
     def _record_end(self) -> None:
         self.journal.append(Kind.END, self.step, reason="steps" if self._has_all_steps() else "patience")
