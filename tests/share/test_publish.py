@@ -18,6 +18,7 @@ from support.presets import SMOLLM_135M
 from support.structure import ROOT
 from tokenizers import Tokenizer
 
+from smollm.config.corpus import CorpusSource
 from smollm.config.model import ModelConfig
 from smollm.errors import CheckpointError, ConfigError
 from smollm.model.export import write_model
@@ -307,3 +308,11 @@ def test_the_card_names_other_texts(model_config: ModelConfig, settings: dict[st
     params["corpus"]["pretrain"] |= settings
     record = replace(Record(), stage="pretrain", params=params, metrics={"pretrain": METRICS["pretrain"]})
     assert text in model_card("acme/poet", model_config, record, None)
+
+
+@pytest.mark.parametrize("source", CorpusSource)
+def test_the_card_has_words_for_every_source(model_config: ModelConfig, source: CorpusSource) -> None:
+    params = json.loads(json.dumps(PARAMS))
+    params["corpus"]["pretrain"]["source"] = source.value
+    record = replace(Record(), stage="pretrain", params=params, metrics={"pretrain": METRICS["pretrain"]})
+    assert f"| pretrain | {source.value} |" not in model_card("acme/poet", model_config, record, None)

@@ -166,11 +166,11 @@ class MicroBatchSearch:
 
 
 def _update_values(model: LlamaForCausalLM) -> int:
-    """Number of float32 values that the optimizer needs besides weights and gradients, with either kind.
+    """Number of float32 values that the optimizer needs besides weights and gradients, with any kind.
 
-    AdamW keeps so many moments; Muon keeps fewer, and needs the rest for the update while it computes it.
+    AdamW keeps the most moments; Muon needs no more with the update that it computes.
     """
-    return moment_count(model.config, OptimizerKind.ADAMW)
+    return max(moment_count(model.config, kind) for kind in OptimizerKind)
 
 
 def candidates(sequences: int, length: int, most_tokens: int) -> list[int]:
