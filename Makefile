@@ -60,7 +60,7 @@ test: $(ready)  ## run the fast tests (minutes)
 	@python3 -m $(PYTEST) -n 2 -m "not slow"
 
 # in more processes than cores, since these tests also wait; without the other files, which take long to import
-test-slow: $(ready)  ## run the slow tests (about twenty minutes)
+test-slow: $(ready)  ## run the slow tests (about a quarter of an hour)
 	@python3 -m $(PYTEST) -n 3 -m slow $$(grep -rl --include='test_*.py' mark.slow tests | sort)
 
 coverage: $(ready)  ## run all tests, and list the lines of src/smollm that none of them reaches
