@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 import re
 import types
 import typing
@@ -72,10 +71,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Space:
-    """The values that one setting may take: those from `low` to `high`, or `choices`."""
+    """The values that one setting may take: `choices` if there are any, else those from `low` to `high`."""
 
-    low: float = math.nan
-    high: float = math.nan
+    low: float = 0.0
+    high: float = 0.0
     is_log: bool = False
     is_whole: bool = False
     choices: tuple[Value, ...] = ()
