@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
+
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.model import fused
@@ -59,6 +61,25 @@ def assemble(
     hardware.reset_peak_memory()  # that of micro-batches which did not fit
     optimizer = Optimizer(model, settings.training.optimizer, hardware.dtype, group)
     return Assembly(model, optimizer, hardware, group, group.all_reduce(micro_batch, min))
+
+
+def hardware_values(assembly: Assembly, sequence_length: int) -> dict[str, object]:
+    """What a `hardware` record holds: what this start of a stage computes on, and how."""
+    model, machine, execution = assembly.model.config, assembly.hardware, assembly.model.execution
+    kernel = "masked"  # torch does not say which kernel it chooses with a mask
+    if execution.document_end is None:
+        heads = (model.num_attention_heads, model.num_key_value_heads)
+        kernel = machine.attention_kernel(*heads, model.head_dim, sequence_length)
+    return {
+        "processes": assembly.group.size,
+        "device": machine.device.type,
+        "device_name": machine.name,
+        "precision": machine.precision.value,
+        "compiled": execution.compiled or execution.kernels is not None,
+        "micro_batch_size": assembly.micro_batch,
+        "attention_kernel": kernel,
+        "torch": torch.__version__,
+    }
 
 
 def choose_execution(settings: Settings, data: TrainingData, hardware: Hardware, group: Group) -> Execution:

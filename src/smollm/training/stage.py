@@ -1,17 +1,15 @@
 """A training stage, `pretrain` or `finetune`, from params to published outputs."""
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from smollm.config.tracking import TrackingConfig
 from smollm.device import hardware
 from smollm.device.group import Group
 from smollm.device.seeding import seed_everything
 from smollm.errors import NonFinite
-from smollm.model.throughput import flops_per_token, parameter_count
 from smollm.operate import launch
 from smollm.operate.preflight import Preflight, check_vocabulary
 from smollm.stage import report
@@ -25,9 +23,11 @@ from smollm.tracking.observer import RunInputs
 from smollm.tracking.run_record import Dataset
 from smollm.training import checkpoint, failure
 from smollm.training.agreement import check_group, check_hardware, check_machines
-from smollm.training.assembly import Assembly, assemble
+from smollm.training.assembly import assemble, hardware_values
 from smollm.training.checkpoint import LAST, Checkpoint
+from smollm.training.checkpoint_store import CheckpointStore
 from smollm.training.data import TrainingData, token_directory
+from smollm.training.plan import plan_lines
 from smollm.training.publish import Publisher
 from smollm.training.records import Records
 from smollm.training.settings import Settings
@@ -76,18 +76,33 @@ class TrainingStage:
         group.all_gather(None)  # no rank leaves before all know that the outputs are published
 
     def _train(self, group: Group, records: Records, run: StageRun | None = None) -> None:
-        """Train as one process of `group`; `run` is rank 0's."""
+        """Train as one process of `group`, from the first check to the last step; `run` is rank 0's."""
+        settings, directory = self.settings, self.workspace.directory
         machine = self._choose_hardware(group)
         first_step = group.broadcast(self._steps_before() if group.is_rank_zero else 0)
-        self._announce(records, machine, first_step, group)
-        initial = self._initial_checkpoint(records, first_step) if group.is_rank_zero else None
-        resumed = initial if initial and initial.state.stage == self.settings.stage else None
-        begun = resumed.state.step if resumed else first_step
-        preflight = self._check_preflight(records, machine, self.settings.steps - (begun - first_step), group)
-        trainer = self._build_trainer(records, machine, first_step, group)
-        self._record_hardware(records, trainer.assembly, begun)
+
+        def log(line: str) -> None:
+            records.log(line, first_step)
+
+        for line in plan_lines(settings, directory, self.continues, first_step, machine, group.size):
+            log(line)
+
+        initial = self._initial_checkpoint(records.store, log) if group.is_rank_zero else None
+        begun = initial.state.step if initial and initial.state.stage == settings.stage else first_step
+        preflight = Preflight(
+            settings.stage, settings.model, settings.training, settings.runtime.max_hours, directory / "presets"
+        )
+        if group.is_rank_zero:
+            preflight.check_disk(records.store.directory, records.store.keep)
+            preflight.check_bound(first_step + settings.steps - begun, machine, group.size)
+
+        data = TrainingData.open(directory, settings, self.continues)
+        assembly = assemble(settings, data, machine, group, log)
+        trainer = Trainer(settings, data, assembly, records, first_step)
+        values = hardware_values(assembly, settings.training.sequence_length)
+        records.journal.append(Kind.HARDWARE, begun, **values)
         self._restore(trainer, initial)
-        del initial, resumed  # as large as the model and its moments
+        del initial  # as large as the model and its moments
         self._loop(trainer, preflight, run)
 
     def _choose_hardware(self, group: Group) -> hardware.Hardware:
@@ -113,18 +128,12 @@ class TrainingStage:
         assert self.continues is not None, "there is a previous stage"
         return self.workspace.directory / "checkpoints" / self.continues
 
-    def _initial_checkpoint(self, records: Records, first_step: int) -> Checkpoint | None:
+    def _initial_checkpoint(self, store: CheckpointStore, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint of this stage, else the one of the previous stage that it starts from, if any."""
-        newest = records.store.newest(lambda line: records.log(line, first_step))
+        newest = store.newest(warn)
         if newest is not None or self.continues is None:
             return newest
         return checkpoint.load(self._checkpoints_before() / self.settings.training.start.value)
-
-    def _build_trainer(self, records: Records, machine: hardware.Hardware, first_step: int, group: Group) -> Trainer:
-        """A trainer of the model with its initial weights."""
-        data = TrainingData.open(self.workspace.directory, self.settings, self.continues)
-        assembly = assemble(self.settings, data, machine, group, lambda line: records.log(line, first_step))
-        return Trainer(self.settings, data, assembly, records, first_step)
 
     def _restore(self, trainer: Trainer, initial: Checkpoint | None) -> None:
         """Give every rank the state of rank 0's `initial`, if it has one."""
@@ -137,16 +146,6 @@ class TrainingStage:
         if initial.state.stage == self.settings.stage:
             line = announce.resumed(initial.state.step)
         trainer.records.log(line, trainer.step)
-
-    def _check_preflight(self, records: Records, machine: hardware.Hardware, steps: int, group: Group) -> Preflight:
-        """Refuse `steps` steps that take too long, or whose checkpoints take more than the disk has."""
-        settings = self.settings
-        presets = self.workspace.directory / "presets"
-        preflight = Preflight(settings.stage, settings.model, settings.training, settings.runtime.max_hours, presets)
-        if group.is_rank_zero:
-            preflight.check_disk(records.store.directory, records.store.keep)
-            preflight.check_bound(steps, machine, group.size)
-        return preflight
 
     def _loop(self, trainer: Trainer, preflight: Preflight, run: StageRun | None) -> None:
         """Train to the end; rank 0 announces how long it takes, and writes a report on a step that fails."""
@@ -178,47 +177,6 @@ class TrainingStage:
         """Write the report on a step with a non-finite loss or gradient."""
         run.artifacts["failure.json"] = _failure_report(run)
         failure.write(_failure_report(run), error.values, data.batches, self.workspace.directory, data.tokenizer)
-
-    def _announce(self, records: Records, machine: hardware.Hardware, first_step: int, group: Group) -> None:
-        model, training = self.settings.model, self.settings.training
-        plan = announce.training_plan(
-            self.settings.steps,
-            first_step + self.settings.steps,
-            training.tokens_per_step,
-            flops_per_token(model, training.sequence_length),
-            parameter_count(model),
-            group.size,
-        )
-        computer = announce.machine(machine.name, machine.device.type, machine.precision.value, machine.compile)
-        records.log(f"{plan}; {computer}", first_step)
-        manifest = read_manifest(token_directory(self.workspace.directory, self.settings.stage))
-        steps_per_epoch = manifest[TRAIN]["tokens"] / training.own_tokens_per_step
-        epochs = self.settings.steps / steps_per_epoch
-        records.log(announce.epochs(self.settings.stage, self.settings.steps, epochs), first_step)
-        if self.continues and training.replay_fraction:
-            records.log(announce.replay(self.continues, training.replay_fraction), first_step)
-        if epochs > announce.MANY_EPOCHS:
-            records.log(announce.many_epochs(self.settings.stage, steps_per_epoch), first_step)
-
-    def _record_hardware(self, records: Records, assembly: Assembly, step: int) -> None:
-        """Journal the hardware that this start of the stage runs on, from `step` on."""
-        model, machine, execution = self.settings.model, assembly.hardware, assembly.model.execution
-        kernel = "masked"  # torch does not say which kernel it chooses with a mask
-        if execution.document_end is None:
-            heads = (model.num_attention_heads, model.num_key_value_heads)
-            kernel = machine.attention_kernel(*heads, model.head_dim, self.settings.training.sequence_length)
-        records.journal.append(
-            Kind.HARDWARE,
-            step,
-            processes=assembly.group.size,
-            device=machine.device.type,
-            device_name=machine.name,
-            precision=machine.precision.value,
-            compiled=execution.compiled or execution.kernels is not None,
-            micro_batch_size=assembly.micro_batch,
-            attention_kernel=kernel,
-            torch=torch.__version__,
-        )
 
     def _inputs(self, run: StageRun) -> RunInputs:
         settings, directory = self.settings, self.workspace.directory
