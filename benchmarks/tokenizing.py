@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
 from smollm.corpus import tokenizer
 from smollm.corpus.encode import Encoder
-from smollm.corpus.selection import Split
+from smollm.corpus.selection import Splitter
 from smollm.corpus.source import Source
 
 END = "<|endoftext|>"
@@ -121,7 +121,7 @@ def main() -> None:
                 shown, mark = done, now
 
         source = Source("pretrain", corpus, workspace)
-        manifest = Encoder(bpe, END, corpus, Split(0.02)).write(workspace / "tokens", source, progress)
+        manifest = Encoder(bpe, END, corpus, Splitter(0.02)).write(workspace / "tokens", source, progress)
         seconds = time.perf_counter() - began
         bare += [plain_rate(bpe, sources) for _ in range(3)]
     tokens = manifest["train"]["tokens"] + manifest["validation"]["tokens"]

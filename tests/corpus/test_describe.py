@@ -8,7 +8,7 @@ from support.corpus import END_OF_TEXT, TextSource, write_tokens
 from tokenizers import Tokenizer
 
 from smollm.corpus import describe, tokenizer
-from smollm.corpus.selection import Split
+from smollm.corpus.selection import Splitter
 from smollm.corpus.source import STAGES
 from smollm.errors import CorpusError
 from smollm.state.tokens import documents_of, open_tokenizer, open_tokens
@@ -23,10 +23,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bpe: Tokenizer = tokenizer.check(tokenizer.train(TEXTS.values(), 300, END_OF_TEXT), END_OF_TEXT, "tokenizer")
     (root / "tokenizer").mkdir()
     bpe.save(str(root / "tokenizer" / "tokenizer.json"))
-    split = Split(0.3)
+    splitter = Splitter(0.3)
     doubled = {**TEXTS, "data/raw/a.jsonl#90": "line 0 "}
     for stage, texts in (("pretrain", doubled), ("finetune", dict(list(TEXTS.items())[::3]))):
-        write_tokens(root / "tokens" / stage, TextSource(texts), bpe, split)
+        write_tokens(root / "tokens" / stage, TextSource(texts), bpe, splitter)
     return root
 
 
@@ -68,10 +68,10 @@ def test_many_sources_are_summed_up(data: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_documents_are_shown_as_the_tokens_have_them(data: Path) -> None:
     for directory in directories(data).values():
-        for side in ("train", "validation"):
-            ids = open_tokens(directory / f"{side}.bin", "uint16")
-            _, keys = documents_of(directory, side)
-            shown = list(describe.examples(data, directory, side, 1, 3))
+        for split in ("train", "validation"):
+            ids = open_tokens(directory / f"{split}.bin", "uint16")
+            _, keys = documents_of(directory, split)
+            shown = list(describe.examples(data, directory, split, 1, 3))
             assert len(shown) == 3
             assert {text.removesuffix(END_OF_TEXT) for _, text in shown} <= {TEXTS[key] for key in keys if key in TEXTS}
             for place, text in shown:

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 
 from smollm.corpus import tail, token_writer, tokenizer
 from smollm.corpus.document import Document
-from smollm.corpus.selection import SelectionCounts, Split, is_split_by_tail, select, training_texts
-from smollm.corpus.token_writer import Side
+from smollm.corpus.selection import SelectionCounts, Splitter, is_split_by_tail, select, training_texts
+from smollm.corpus.token_writer import SplitWriter
 from smollm.errors import CorpusError, user_error
 from smollm.state.tokens import as_plain_text, documents_of, open_tokens
 
@@ -36,11 +36,11 @@ DOCUMENTS = {f"file{n}": f"the fox number {n} 😀\n\tjumps\n" for n in range(40
 def test_the_files_hold_every_document_followed_by_end_of_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     manifest = write(tmp_path, DOCUMENTS, small_tokenizer)
     texts = []
-    for side in ("train", "validation"):
-        ids = open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])
-        offsets = np.fromfile(tmp_path / f"{side}.offsets.bin", np.uint64)
-        assert len(ids) == manifest[side]["tokens"]
-        assert len(offsets) == manifest[side]["documents"]
+    for split in ("train", "validation"):
+        ids = open_tokens(tmp_path / f"{split}.bin", manifest["dtype"])
+        offsets = np.fromfile(tmp_path / f"{split}.offsets.bin", np.uint64)
+        assert len(ids) == manifest[split]["tokens"]
+        assert len(offsets) == manifest[split]["documents"]
         for start, end in zip(offsets, [*offsets[1:], len(ids)], strict=True):
             document = ids[int(start) : int(end)].tolist()
             assert document[-1] == manifest["end_of_text_id"]
@@ -48,13 +48,13 @@ def test_the_files_hold_every_document_followed_by_end_of_text(tmp_path: Path, s
     assert sorted(texts) == sorted(DOCUMENTS.values())
 
 
-@pytest.mark.parametrize("side", [None, "train", "validation"], ids=["by document", "all train", "all validation"])
-def test_each_document_is_found_by_its_place(side: str | None, tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("split", [None, "train", "validation"], ids=["by document", "all train", "all validation"])
+def test_each_document_is_found_by_its_place(split: str | None, tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     keys = [f"file{n}" for n in range(80)]
-    chosen = [key for key in keys if side in (None, Split(0.5).side(Document.of(key, key)))]
+    chosen = [key for key in keys if split in (None, Splitter(0.5).split_of(Document.of(key, key)))]
     documents = {key: f"the fox of {key} *\n\tjumps\n" for key in chosen}
     manifest = write(tmp_path, documents, small_tokenizer, validation_fraction=0.5)
-    assert (manifest["split"] == "by document") is (side is None)
+    assert (manifest["split"] == "by document") is (split is None)
     ids = open_tokens(tmp_path / "train.bin", manifest["dtype"])
     offsets, names = documents_of(tmp_path, "train")
     assert len(offsets) == len(names) > 10
@@ -62,15 +62,15 @@ def test_each_document_is_found_by_its_place(side: str | None, tmp_path: Path, s
     for name, start, end in zip(names, places, [*places[1:], len(ids)], strict=True):
         text = small_tokenizer.decode(ids[start : max(start, end - 1)].tolist())
         assert documents[name].startswith(text)
-        assert text == documents[name] or (side is not None and name == names[-1])
+        assert text == documents[name] or (split is not None and name == names[-1])
 
 
 def test_the_manifest_counts_bytes_and_tokens(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     manifest = write(tmp_path, DOCUMENTS, small_tokenizer)
     assert manifest["split"] == "by document"
-    sides = [manifest[side] for side in ("train", "validation")]
-    assert all(side["documents"] > 0 for side in sides)
-    assert sum(side["bytes"] for side in sides) == sum(len(text.encode()) for text in DOCUMENTS.values())
+    counts = [manifest[split] for split in ("train", "validation")]
+    assert all(count["documents"] > 0 for count in counts)
+    assert sum(count["bytes"] for count in counts) == sum(len(text.encode()) for text in DOCUMENTS.values())
     digest = hashlib.sha256((tmp_path / "train.bin").read_bytes()).hexdigest()
     assert manifest["train"]["sha256"] == digest
     with (tmp_path / "documents.tsv").open() as file:
@@ -78,21 +78,21 @@ def test_the_manifest_counts_bytes_and_tokens(tmp_path: Path, small_tokenizer: T
     assert {row["key"]: row["sha256"] for row in rows} == {
         key: hashlib.sha256(text.encode()).hexdigest() for key, text in DOCUMENTS.items()
     }
-    for side in ("train", "validation"):
-        of_side = [row for row in rows if row["split"] == side]
-        assert sum(int(row["tokens"]) + 1 for row in of_side) == manifest[side]["tokens"]
+    for split in ("train", "validation"):
+        rows_of_split = [row for row in rows if row["split"] == split]
+        assert sum(int(row["tokens"]) + 1 for row in rows_of_split) == manifest[split]["tokens"]
 
 
-def test_a_documents_side_follows_from_its_key_alone(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+def test_a_documents_split_follows_from_its_key_alone(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     code = {key: f"code of {key}" for key in DOCUMENTS}
     documentation = {key: f"documentation of {key}" for key in reversed(DOCUMENTS)}
-    sides = []
+    splits = []
     for name, documents in (("code", code), ("docs", documentation)):
         write(tmp_path / name, documents, small_tokenizer)
         with (tmp_path / name / "documents.tsv").open() as file:
-            sides.append({row["key"]: row["split"] for row in csv.DictReader(file, delimiter="\t")})
-    assert sides[0] == sides[1]
-    assert set(sides[0].values()) == {"train", "validation"}
+            splits.append({row["key"]: row["split"] for row in csv.DictReader(file, delimiter="\t")})
+    assert splits[0] == splits[1]
+    assert set(splits[0].values()) == {"train", "validation"}
 
 
 def test_exact_duplicates_are_removed_before_the_split(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
@@ -115,13 +115,15 @@ def test_a_single_document_is_cut_into_training_text_and_a_held_out_tail(
     text = "the quick brown fox jumps over the lazy dog. " * 30
     manifest = write(tmp_path, {key: text}, small_tokenizer, validation_fraction=0.25)
     assert manifest["split"].startswith("by tail")
-    ids = [open_tokens(tmp_path / f"{side}.bin", manifest["dtype"]).tolist() for side in ("train", "validation")]
+    ids = [open_tokens(tmp_path / f"{split}.bin", manifest["dtype"]).tolist() for split in ("train", "validation")]
     assert small_tokenizer.decode([*ids[0], *ids[1][:-1]]) == text
     assert len(ids[1]) == int(0.25 * (len(ids[0]) + len(ids[1])))
     assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == len(text)
 
 
-ONE_SIDED = [key for key in (f"file{n}" for n in range(40)) if Split(0.3).side(Document.of(key, key)) == "train"]
+IN_ONE_SPLIT = [
+    key for key in (f"file{n}" for n in range(40)) if Splitter(0.3).split_of(Document.of(key, key)) == "train"
+]
 """Keys of documents that are all trained on."""
 
 
@@ -133,31 +135,31 @@ def test_a_disk_that_is_full_when_the_text_is_cut_is_one_line(
 ) -> None:
     monkeypatch.setattr(token_writer, "file_digest", lambda *_: "")  # reading such a file has no end
 
-    def join_on_a_full_disk(*sides: Side) -> None:
-        join(*sides)
+    def join_on_a_full_disk(*splits: SplitWriter) -> None:
+        join(*splits)
         (tmp_path / name).unlink()
         (tmp_path / name).symlink_to("/dev/full")
 
     join = tail._join
     monkeypatch.setattr(tail, "_join", join_on_a_full_disk)
     with pytest.raises(OSError) as full:
-        write(tmp_path, {ONE_SIDED[0]: "fox " * words}, small_tokenizer)
+        write(tmp_path, {IN_ONE_SPLIT[0]: "fox " * words}, small_tokenizer)
     assert "no room on the disk" in str(user_error(full.value))
 
 
-def test_several_documents_on_one_side_are_cut_with_their_places(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
-    texts = {key: f"the fox number {key} jumps" for key in ONE_SIDED[:6]}
+def test_several_documents_in_one_split_are_cut_with_their_places(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    texts = {key: f"the fox number {key} jumps" for key in IN_ONE_SPLIT[:6]}
     manifest = write(tmp_path, texts, small_tokenizer)
     assert manifest["split"].startswith("by tail")
-    places = {side: documents_of(tmp_path, side) for side in ("train", "validation")}
+    places = {split: documents_of(tmp_path, split) for split in ("train", "validation")}
     found = {}
-    for side, (offsets, names) in places.items():
-        ids = open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])
-        assert len(ids) == manifest[side]["tokens"]
-        assert len(offsets) == len(names) == manifest[side]["documents"]
+    for split, (offsets, names) in places.items():
+        ids = open_tokens(tmp_path / f"{split}.bin", manifest["dtype"])
+        assert len(ids) == manifest[split]["tokens"]
+        assert len(offsets) == len(names) == manifest[split]["documents"]
         ends = [*offsets[1:].tolist(), len(ids)]
         parts = [ids[start:end].tolist() for start, end in zip(offsets.tolist(), ends, strict=True)]
-        found[side] = [small_tokenizer.decode(part, skip_special_tokens=False) for part in parts]
+        found[split] = [small_tokenizer.decode(part, skip_special_tokens=False) for part in parts]
     (_, first), (_, last) = places.values()
     assert set(first) | set(last) == set(texts)
     shared = int(first[-1] == last[0])
@@ -170,7 +172,7 @@ def test_several_documents_on_one_side_are_cut_with_their_places(tmp_path: Path,
 def test_text_that_is_cut_in_one_stage_is_no_others_unless_it_is_the_very_same(
     tmp_path: Path, small_tokenizer: Tokenizer
 ) -> None:
-    few = {key: f"the fox number {key} jumps" for key in ONE_SIDED[:3]}
+    few = {key: f"the fox number {key} jumps" for key in IN_ONE_SPLIT[:3]}
     many = {**DOCUMENTS, **few}
     cases = {
         "the same": (few, few, None),
@@ -181,19 +183,19 @@ def test_text_that_is_cut_in_one_stage_is_no_others_unless_it_is_the_very_same(
         "many, twice": (many, many, None),
     }
     for name, (first, second, message) in cases.items():
-        split = Split(0.3)
-        write_tokens(tmp_path / name / "1", TextSource(first), small_tokenizer, split)
+        splitter = Splitter(0.3)
+        write_tokens(tmp_path / name / "1", TextSource(first), small_tokenizer, splitter)
         raises = pytest.raises(CorpusError, match=message) if message else nullcontext()
         with raises:
-            write_tokens(tmp_path / name / "2", TextSource(second), small_tokenizer, split)
+            write_tokens(tmp_path / name / "2", TextSource(second), small_tokenizer, splitter)
 
 
-def test_the_tokenizer_learns_from_the_training_side_alone() -> None:
+def test_the_tokenizer_learns_from_the_training_split_alone() -> None:
     source = TextSource(DOCUMENTS)
     train = {
         selected.document.text
-        for selected in select(source, CORPUS, Split(0.3), SelectionCounts())
-        if selected.side == "train"
+        for selected in select(source, CORPUS, Splitter(0.3), SelectionCounts())
+        if selected.split == "train"
     }
     assert set(training_texts(source, CORPUS, 1.0)) == train
     assert 0 < len(train) < len(DOCUMENTS)
@@ -206,14 +208,14 @@ def test_the_tokenizers_text_is_capped() -> None:
 
 def test_the_tokenizer_learns_from_a_lone_document_up_to_its_held_out_end() -> None:
     text = "".join(f"{n:03}\n" for n in range(1000))
-    for key in DOCUMENTS:  # on either side
+    for key in DOCUMENTS:  # in either split
         assert "".join(training_texts(TextSource({key: text}), CORPUS, 1.0)) == text[: int(0.7 * len(text))]
 
 
-def test_the_tokenizer_learns_nothing_of_the_held_out_end_of_documents_that_are_all_on_one_side(
+def test_the_tokenizer_learns_nothing_of_the_held_out_end_of_documents_that_are_all_in_one_split(
     tmp_path: Path, small_tokenizer: Tokenizer
 ) -> None:
-    texts = {key: f"the fox number {key} jumps é over " * 40 for key in ONE_SIDED[:3]}
+    texts = {key: f"the fox number {key} jumps é over " * 40 for key in IN_ONE_SPLIT[:3]}
     source = TextSource(texts)
     learned = "".join(training_texts(source, CORPUS, 1.0))
     assert "".join(texts.values()).startswith(learned)
@@ -225,7 +227,7 @@ def test_the_tokenizer_learns_nothing_of_the_held_out_end_of_documents_that_are_
 def test_a_special_token_in_a_document_is_plain_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     text = f"before {END_OF_TEXT} after"
     manifest = write(tmp_path, {"a": text, "b": "other"}, small_tokenizer)
-    ids = [t for side in ("train", "validation") for t in open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])]
+    ids = [t for split in ("train", "validation") for t in open_tokens(tmp_path / f"{split}.bin", manifest["dtype"])]
     assert ids.count(manifest["end_of_text_id"]) == 2
 
 
@@ -239,10 +241,10 @@ def test_a_cap_below_the_first_document_is_one_clear_line(tmp_path: Path, small_
         write(tmp_path, DOCUMENTS, small_tokenizer, max_megabytes=1e-6)
 
 
-HELD_OUT = [key for key in (f"file{n}" for n in range(40)) if key not in ONE_SIDED]
+HELD_OUT = [key for key in (f"file{n}" for n in range(40)) if key not in IN_ONE_SPLIT]
 UNEQUAL = {
     "a long one held out": {**DOCUMENTS, HELD_OUT[0]: "the quick brown fox jumps " * 400},
-    "a long one trained on": {**DOCUMENTS, ONE_SIDED[0]: "the quick brown fox jumps " * 4000},
+    "a long one trained on": {**DOCUMENTS, IN_ONE_SPLIT[0]: "the quick brown fox jumps " * 4000},
 }
 
 
@@ -256,9 +258,9 @@ def test_unequal_documents_are_split_at_the_end_of_all_of_them(
     assert manifest["validation"]["tokens"] == int(0.3 * total)
     assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == sum(len(t.encode()) for t in texts.values())
     names, parts = [], []
-    for side in ("train", "validation"):
-        ids = open_tokens(tmp_path / f"{side}.bin", manifest["dtype"])
-        offsets, keys = documents_of(tmp_path, side)
+    for split in ("train", "validation"):
+        ids = open_tokens(tmp_path / f"{split}.bin", manifest["dtype"])
+        offsets, keys = documents_of(tmp_path, split)
         names += keys
         ends = [*offsets[1:].tolist(), len(ids)]
         for start, end in zip(offsets.tolist(), ends, strict=True):

@@ -20,7 +20,7 @@ from smollm.corpus import child_pool, encode
 from smollm.corpus.child_process import main as child_main
 from smollm.corpus.document import Document
 from smollm.corpus.encoding_process import EncodingProcess, start
-from smollm.corpus.selection import Split
+from smollm.corpus.selection import Splitter
 from smollm.errors import CorpusError
 from smollm.state.tokens import as_plain_text
 
@@ -89,12 +89,12 @@ def test_the_files_are_those_of_the_tokenizer_here(tmp_path: Path, three_cores: 
     source = Lines()
     source.texts |= {f"odd{n}": text for n, text in enumerate([*ODD[1:], "half a pair \ud83d", "\ude00\ud83d"])}
     manifest = write_tokens(tmp_path, source, plain)
-    split, ids = Split(0.3), {"train": list[int](), "validation": list[int]()}
+    splitter, ids = Splitter(0.3), {"train": list[int](), "validation": list[int]()}
     for document in source.documents():
         encoded = plain.encode(document.text, add_special_tokens=False).ids
-        ids[split.side(document)] += [*encoded, manifest["end_of_text_id"]]
-    for side, expected in ids.items():
-        assert np.fromfile(tmp_path / f"{side}.bin", manifest["dtype"]).tolist() == expected
+        ids[splitter.split_of(document)] += [*encoded, manifest["end_of_text_id"]]
+    for split, expected in ids.items():
+        assert np.fromfile(tmp_path / f"{split}.bin", manifest["dtype"]).tolist() == expected
 
 
 def test_as_many_processes_are_started_as_there_are_batches_and_cores(

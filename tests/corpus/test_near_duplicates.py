@@ -1,4 +1,4 @@
-"""Near-duplicates: which are left out, on which side of the split, and that it is the same however it is computed."""
+"""Near-duplicates: which are left out, in which split, and that it is the same however it is computed."""
 
 import random
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from smollm.corpus import child_pool, encode, near_duplicates
 from smollm.corpus.document import PART, Document
 from smollm.corpus.encode import Encoder
 from smollm.corpus.near_duplicates import bands_and_rows, found_half_the_time
-from smollm.corpus.selection import Selected, SelectionCounts, Split, select, training_texts
+from smollm.corpus.selection import Selected, SelectionCounts, Splitter, select, training_texts
 from smollm.corpus.signing_process import BAND_BYTES, SigningProcess, sequences, signature
 from smollm.errors import CorpusError
 from smollm.state.tokens import as_plain_text
@@ -39,18 +39,20 @@ def text_of(seed: int) -> str:
     return " ".join(words(seed))
 
 
-def kept(texts: dict[str, str], split: Split | None = None, counts: SelectionCounts | None = None) -> list[Selected]:
-    return list(select(TextSource(texts), NEAR, split or Split(0.3), counts or SelectionCounts()))
+def kept(
+    texts: dict[str, str], splitter: Splitter | None = None, counts: SelectionCounts | None = None
+) -> list[Selected]:
+    return list(select(TextSource(texts), NEAR, splitter or Splitter(0.3), counts or SelectionCounts()))
 
 
 def keys(selected: list[Selected]) -> list[str]:
     return [one.document.key for one in selected]
 
 
-def key_on(side: str, number: int = 0) -> str:
-    """The `number`-th key on a side."""
-    split = Split(0.3)
-    return [key for key in (f"key{n}" for n in range(200)) if split.side_of_key(key) == side][number]
+def key_in(split: str, number: int = 0) -> str:
+    """The `number`-th key in a split."""
+    splitter = Splitter(0.3)
+    return [key for key in (f"key{n}" for n in range(200)) if splitter.split_of_key(key) == split][number]
 
 
 @pytest.fixture(autouse=True)
@@ -93,51 +95,51 @@ def test_long_texts_are_compared_by_parts_from_all_over() -> None:
     begins_alike = [*parts[:8], *(f"{' '.join(words(100 + n, PART // 10))}\n" for n in range(12))]
     texts = {"a": "".join(parts), "b": "".join([*parts[:-1], "the end\n"]), "c": "".join(begins_alike)}
     corpus = replace(NEAR, max_megabytes=100)
-    assert keys(list(select(TextSource(texts), corpus, Split(0.3), SelectionCounts()))) == ["a", "c"]
+    assert keys(list(select(TextSource(texts), corpus, Splitter(0.3), SelectionCounts()))) == ["a", "c"]
 
 
 @pytest.mark.parametrize("first", ["train", "validation"])
 def test_no_held_out_text_has_a_near_duplicate_in_training_and_it_is_counted_once(first: str) -> None:
     second = {"train": "validation", "validation": "train"}[first]
-    texts = {key_on(first): text_of(1), key_on(second): edited(1), key_on(second, 1): edited(1, 3)}
-    texts |= {key_on("validation", 2): text_of(2), key_on("train", 3): text_of(3)}
+    texts = {key_in(first): text_of(1), key_in(second): edited(1), key_in(second, 1): edited(1, 3)}
+    texts |= {key_in("validation", 2): text_of(2), key_in("train", 3): text_of(3)}
     counts = SelectionCounts()
-    sides = {one.document.key: one.side for one in kept(texts, counts=counts)}
-    assert sides == {key_on(first): first, key_on("validation", 2): "validation", key_on("train", 3): "train"}
+    splits = {one.document.key: one.split for one in kept(texts, counts=counts)}
+    assert splits == {key_in(first): first, key_in("validation", 2): "validation", key_in("train", 3): "train"}
     copied = [edited(1), edited(1, 3)] if second == "validation" else [text_of(1)]
     assert counts.near.copied_documents == len(copied)
     assert counts.near.copied_bytes == sum(map(len, copied))
     assert counts.near.held_out_bytes == sum(map(len, [*copied, text_of(2)]))
 
 
-def test_a_near_duplicate_in_the_next_stage_is_on_the_same_side_and_moves_its_key() -> None:
-    split = Split(0.3)
-    held_out, trained_on = key_on("validation"), key_on("train")
-    kept({held_out: text_of(1), trained_on: text_of(2)}, split)
-    names = [key_on("train", 5), key_on("validation", 5)]
-    sides = {one.document.key: one.side for one in kept({names[0]: edited(1), names[1]: edited(2)}, split)}
-    assert sides == {names[0]: "validation", names[1]: "train"}
-    assert split.side_of_key(names[0]) == "validation"
+def test_a_near_duplicate_in_the_next_stage_is_in_the_same_split_and_moves_its_key() -> None:
+    splitter = Splitter(0.3)
+    held_out, trained_on = key_in("validation"), key_in("train")
+    kept({held_out: text_of(1), trained_on: text_of(2)}, splitter)
+    names = [key_in("train", 5), key_in("validation", 5)]
+    splits = {one.document.key: one.split for one in kept({names[0]: edited(1), names[1]: edited(2)}, splitter)}
+    assert splits == {names[0]: "validation", names[1]: "train"}
+    assert splitter.split_of_key(names[0]) == "validation"
 
 
 def test_a_document_like_texts_of_both_sides_of_an_earlier_stage_is_left_out() -> None:
-    split = Split(0.3)
+    splitter = Splitter(0.3)
     base = words(1, 1000)
-    ends = {key_on("validation"): " ".join(base[:820]), key_on("train"): " ".join(base[180:])}
-    assert len(kept(ends, split)) == 2
+    ends = {key_in("validation"): " ".join(base[:820]), key_in("train"): " ".join(base[180:])}
+    assert len(kept(ends, splitter)) == 2
     counts = SelectionCounts()
-    assert keys(kept({"new": " ".join(base)}, split, counts)) == []
+    assert keys(kept({"new": " ".join(base)}, splitter, counts)) == []
     assert counts.near.documents == 1
 
 
-def test_a_key_of_a_document_that_is_left_out_moves_to_the_side_of_the_one_that_is_kept() -> None:
-    split = Split(0.3)
-    kept({key_on("validation"): text_of(1), key_on("train"): edited(1)}, split)
-    assert [one.side for one in kept({key_on("train"): "its documentation"}, split)] == ["validation"]
+def test_a_key_of_a_document_that_is_left_out_moves_to_the_split_of_the_one_that_is_kept() -> None:
+    splitter = Splitter(0.3)
+    kept({key_in("validation"): text_of(1), key_in("train"): edited(1)}, splitter)
+    assert [one.split for one in kept({key_in("train"): "its documentation"}, splitter)] == ["validation"]
 
 
 def test_the_tokenizer_learns_from_no_near_duplicate() -> None:
-    texts = {key_on("validation"): text_of(1), key_on("train"): edited(1), key_on("train", 1): text_of(2)}
+    texts = {key_in("validation"): text_of(1), key_in("train"): edited(1), key_in("train", 1): text_of(2)}
     assert list(training_texts(TextSource(texts), NEAR, 1.0)) == [text_of(2)]
 
 
@@ -158,17 +160,17 @@ MANY = {f"file{n}": edited(n % 25, n // 25) for n in range(75)}
 def test_reading_ahead_shows_neither_in_counts_nor_in_errors(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_pool, "core_count", lambda: cores)
     source, counts = Faulty(MANY), SelectionCounts()
-    assert len(list(select(source, replace(NEAR, max_documents=10), Split(0.3), counts))) == 10
+    assert len(list(select(source, replace(NEAR, max_documents=10), Splitter(0.3), counts))) == 10
     assert (counts.limit, counts.left_out.blank) == ("max_documents", 10)
     source, seen = Faulty(MANY), 0
     with pytest.raises(CorpusError, match="a fault of the test"):
-        for _ in select(source, NEAR, Split(0.3), counts):
+        for _ in select(source, NEAR, Splitter(0.3), counts):
             seen += 1
     assert seen == 25
 
 
 def write(directory: Path, plain: Tokenizer, on_progress: object = lambda _: None) -> dict[str, bytes]:
-    encoder = Encoder(plain, END_OF_TEXT, NEAR, Split(0.3))
+    encoder = Encoder(plain, END_OF_TEXT, NEAR, Splitter(0.3))
     encoder.write(directory, TextSource(MANY), on_progress)  # type: ignore[arg-type]
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
@@ -194,7 +196,7 @@ def test_files_and_manifest_are_the_same_with_any_number_of_processes_and_after_
         write(tmp_path / "again", plain, stop)
     assert (tmp_path / "again" / "progress.json").exists()
     assert write(tmp_path / "again", plain) == alone
-    encoder = Encoder(plain, END_OF_TEXT, NEAR, Split(0.3))
+    encoder = Encoder(plain, END_OF_TEXT, NEAR, Splitter(0.3))
     manifest = encoder.reread(tmp_path / "again", TextSource(MANY))
     assert manifest["near_duplicates"]["removed"] == 50
     assert 0 < manifest["near_duplicates"]["held_out_share_with_one_in_training"] <= 1

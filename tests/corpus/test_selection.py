@@ -9,15 +9,15 @@ from support.corpus import CORPUS, TextSource
 from smollm.corpus import digests as digests_module
 from smollm.corpus.digests import Digests
 from smollm.corpus.document import PART
-from smollm.corpus.selection import SelectionCounts, Split, select, training_texts
+from smollm.corpus.selection import SelectionCounts, Splitter, select, training_texts
 
 DOCUMENTS = {f"file{n}": f"text number {n}" for n in range(60)}
 
 
-def sides(documents: dict[str, str], split: Split | None = None) -> dict[str, str]:
+def splits(documents: dict[str, str], splitter: Splitter | None = None) -> dict[str, str]:
     return {
-        selected.document.key: selected.side
-        for selected in select(TextSource(documents), CORPUS, split or Split(0.3), SelectionCounts())
+        selected.document.key: selected.split
+        for selected in select(TextSource(documents), CORPUS, splitter or Splitter(0.3), SelectionCounts())
     }
 
 
@@ -34,27 +34,29 @@ def test_many_digests_are_told_apart_in_little_room(monkeypatch: pytest.MonkeyPa
     assert not any(name in digests for name in names[1::2])
 
 
-def test_documents_stay_on_their_side_when_others_are_added() -> None:
-    before = sides({key: text for key, text in DOCUMENTS.items() if key < "file3"})
-    after = sides(DOCUMENTS)
+def test_documents_stay_in_their_split_when_others_are_added() -> None:
+    before = splits({key: text for key, text in DOCUMENTS.items() if key < "file3"})
+    after = splits(DOCUMENTS)
     assert before == {key: after[key] for key in before}
-    assert 8 < sum(side == "validation" for side in after.values()) < 30
+    assert 8 < sum(split == "validation" for split in after.values()) < 30
 
 
-def test_a_text_that_an_earlier_stage_has_under_another_key_is_on_the_side_that_it_has_there() -> None:
-    split = Split(0.3)
-    first = sides(DOCUMENTS, split)
-    again = sides({f"other{key}": text for key, text in DOCUMENTS.items()}, split)
+def test_a_text_that_an_earlier_stage_has_under_another_key_is_in_the_split_that_it_has_there() -> None:
+    splitter = Splitter(0.3)
+    first = splits(DOCUMENTS, splitter)
+    again = splits({f"other{key}": text for key, text in DOCUMENTS.items()}, splitter)
     assert list(again.values()) == list(first.values())
     assert set(again.values()) == {"train", "validation"}
-    alone = sides({f"other{key}": text for key, text in DOCUMENTS.items()})
+    alone = splits({f"other{key}": text for key, text in DOCUMENTS.items()})
     assert alone != again  # by their keys they would be elsewhere
 
 
 def test_the_number_of_documents_is_limited_after_duplicates_are_out() -> None:
     corpus = replace(CORPUS, max_documents=5)
     texts = {"a": "same", "b": "same", **DOCUMENTS}
-    assert [selected.document.key for selected in select(TextSource(texts), corpus, Split(0.3), SelectionCounts())] == [
+    assert [
+        selected.document.key for selected in select(TextSource(texts), corpus, Splitter(0.3), SelectionCounts())
+    ] == [
         "a",
         *list(DOCUMENTS)[:4],
     ]
@@ -62,6 +64,6 @@ def test_the_number_of_documents_is_limited_after_duplicates_are_out() -> None:
 
 def test_a_tokenizer_learns_from_no_more_than_it_is_allowed_of_one_long_document() -> None:
     text = "a line of text\n" * 200_000
-    for key in ("file0", "file1", "file2", "file5"):  # on either side
+    for key in ("file0", "file1", "file2", "file5"):  # in either split
         size = sum(map(len, training_texts(TextSource({key: text}), replace(CORPUS, max_megabytes=10), 1.5)))
         assert 1_500_000 - PART <= size <= 1_500_000

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 OUTPUTS = [
     "tokenizer/tokenizer.json",
-    *(f"tokens/{s}/{side}.bin" for s in ("pretrain", "finetune") for side in ("train", "validation")),
+    *(f"tokens/{s}/{split}.bin" for s in ("pretrain", "finetune") for split in ("train", "validation")),
 ]
 
 

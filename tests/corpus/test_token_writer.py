@@ -11,17 +11,17 @@ from tokenizers import Tokenizer
 from smollm.corpus import encode, tokenizer
 from smollm.corpus.document import PART, Document
 from smollm.corpus.encode import Encoder
-from smollm.corpus.selection import Split
+from smollm.corpus.selection import Splitter
 from smollm.errors import CorpusError
 from smollm.state.tokens import as_plain_text
 
 MANY = {f"file{n}": f"the cat number {n} sat on the mat\n" * (1 + n % 5) for n in range(200)}
-ONE_SIDED = [key for key in MANY if Split(0.3).side(Document.of(key, key)) == "train"][:3]
+IN_ONE_SPLIT = [key for key in MANY if Splitter(0.3).split_of(Document.of(key, key)) == "train"][:3]
 CORPORA = {
     "many documents": MANY,
     "one long document": {"a": "the cat sat on the mat, and " * (6 * PART // 28)},
-    "a few long ones on one side": {
-        key: f"{key} sat on the mat " * (20 if key == ONE_SIDED[0] else 9000) for key in ONE_SIDED
+    "a few long ones in one split": {
+        key: f"{key} sat on the mat " * (20 if key == IN_ONE_SPLIT[0] else 9000) for key in IN_ONE_SPLIT
     },
     "odd names": {f"a\"b'{n}\u00e9 #{n}": f"the cat {n}" for n in range(400)},
 }
@@ -62,7 +62,7 @@ class Writing:
     """Counts the text that is encoded, and keeps what a start says of the one before."""
 
     def __init__(self, directory: Path, texts: dict[str, str], plain: Tokenizer) -> None:
-        self.encoder = Encoder(plain, END_OF_TEXT, CORPUS, Split(CORPUS.validation_fraction))
+        self.encoder = Encoder(plain, END_OF_TEXT, CORPUS, Splitter(CORPUS.validation_fraction))
         self.encoded_bytes = 0
         self.resumed: list[tuple[int, int]] = []
         self.manifest = self.encoder.write(
@@ -145,11 +145,11 @@ def test_progress_of_another_tokenizer_is_not_used(tmp_path: Path, plain: Tokeni
 
 
 def test_a_stage_after_a_finished_one_is_split_as_without_a_kill(tmp_path: Path, plain: Tokenizer) -> None:
-    """Texts that move keys to another side must be known to the split when the first stage is only reread."""
+    """Texts that move keys to another split must be known to the splitter when the first stage is only reread."""
     second = {f"other{key}": text for key, text in MANY.items()}
 
     def encoder() -> Encoder:
-        return Encoder(plain, END_OF_TEXT, CORPUS, Split(CORPUS.validation_fraction))
+        return Encoder(plain, END_OF_TEXT, CORPUS, Splitter(CORPUS.validation_fraction))
 
     left_alone, killed = encoder(), encoder()
     first_manifest = left_alone.write(tmp_path / "first", TextSource(MANY))
@@ -164,9 +164,9 @@ def test_a_stage_after_a_finished_one_is_split_as_without_a_kill(tmp_path: Path,
 @pytest.mark.parametrize("texts", [{**MANY, "new": "text"}, dict(list(MANY.items())[:-1]), {**MANY, "file3": "other"}])
 def test_rereading_another_text_is_one_line(texts: dict[str, str], tmp_path: Path, plain: Tokenizer) -> None:
     manifest: dict[str, Any] = write_tokens(tmp_path, TextSource(MANY), plain)
-    encoder = Encoder(plain, END_OF_TEXT, CORPUS, Split(CORPUS.validation_fraction))
+    encoder = Encoder(plain, END_OF_TEXT, CORPUS, Splitter(CORPUS.validation_fraction))
     assert encoder.reread(tmp_path, TextSource(MANY)) == manifest
     with pytest.raises(
         CorpusError, match=r"corpus\.pretrain: its text changed since the start that was killed; remove"
     ):
-        Encoder(plain, END_OF_TEXT, CORPUS, Split(0.3)).reread(tmp_path, TextSource(texts))
+        Encoder(plain, END_OF_TEXT, CORPUS, Splitter(0.3)).reread(tmp_path, TextSource(texts))

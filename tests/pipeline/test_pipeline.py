@@ -77,12 +77,12 @@ def test_finetune_is_measured_on_both_texts_before_and_after(finished: Clone) ->
     }
 
 
-def documents(clone: Clone, stage: str, side: str) -> dict[str, str]:
+def documents(clone: Clone, stage: str, split: str) -> dict[str, str]:
     """Texts by key, decoded from the token files that a stage trains on or is validated by."""
     directory = clone.directory / "data" / "tokens" / stage
     tokenizer = open_tokenizer(clone.directory / "data" / "tokenizer" / "tokenizer.json")
-    offsets, names = documents_of(directory, side)
-    ids = open_tokens(directory / f"{side}.bin", read_manifest(directory)["dtype"])
+    offsets, names = documents_of(directory, split)
+    ids = open_tokens(directory / f"{split}.bin", read_manifest(directory)["dtype"])
     ends = [*offsets[1:].tolist(), len(ids)]
     tokens = [ids[start : end - 1].tolist() for start, end in zip(offsets.tolist(), ends, strict=True)]
     return dict(zip(names, tokenizer.decode_batch(tokens, skip_special_tokens=False), strict=True))
@@ -90,8 +90,8 @@ def documents(clone: Clone, stage: str, side: str) -> dict[str, str]:
 
 def test_no_document_that_validates_either_stage_is_trained_on_by_any(finished: Clone) -> None:
     train, validation = (
-        {stage: documents(finished, stage, side) for stage in ("pretrain", "finetune")}
-        for side in ("train", "validation")
+        {stage: documents(finished, stage, split) for stage in ("pretrain", "finetune")}
+        for split in ("train", "validation")
     )
     for held_out in validation.values():
         assert held_out

@@ -21,7 +21,7 @@ def test_the_commands_that_need_no_network_run_as_they_are_written(tmp_path: Pat
         clone.run("bash", "-euo", "pipefail", "-c", block, VENV="", GIT_AUTHOR_NAME="t", GIT_AUTHOR_EMAIL="t@localhost")
         for block in blocks
     )
-    assert "Text by stage and side of the split" in look.stdout
+    assert "Text by stage and split" in look.stdout
     assert look.stdout.count("A document of pretrain/train") == 2 + 5
     assert "Ran experiment(s): numpy-only" in packages.stdout
     assert "Ran experiment(s): notes" in files.stdout

@@ -65,8 +65,8 @@ def workspace(
     write_model(root / "models/finetune", model_config, LlamaForCausalLM(model_config).weights(), tokenizer, 0)
     for stage, metrics in METRICS.items():
         write_json(root / f"reports/{stage}/metrics.json", metrics)
-    side = {"documents": 12, "bytes": 3_400_000, "tokens": 1_000_000, "bytes_per_token": 3.4}
-    write_json(root / "reports/tokenize/metrics.json", {"finetune": {"train": side, "validation": side}})
+    split = {"documents": 12, "bytes": 3_400_000, "tokens": 1_000_000, "bytes_per_token": 3.4}
+    write_json(root / "reports/tokenize/metrics.json", {"finetune": {"train": split, "validation": split}})
     run_json = {"mlflow_run_id": "abc123", "mlflow_experiment": "smollm", "device": "a GPU"}
     write_json(root / "reports/finetune/run.json", run_json)
     workspace = Workspace(root, root)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from smollm.config.corpus import CorpusConfig, CorpusSource, HubDatasetConfig, SourceConfig
 from smollm.corpus.document import Document
 from smollm.corpus.encode import Encoder
-from smollm.corpus.selection import Split
+from smollm.corpus.selection import Splitter
 from smollm.corpus.source import Source
 from smollm.errors import CorpusError
 
@@ -100,10 +100,10 @@ def write_tokens(
     directory: Path,
     source: Source,
     tokenizer: Tokenizer,
-    split: Split | None = None,
+    splitter: Splitter | None = None,
     corpus: CorpusConfig = CORPUS,
     on_progress: Callable[[int], object] = lambda text_bytes: None,
 ) -> dict[str, Any]:
     """Write the token files of a source and return their manifest."""
-    encoder = Encoder(tokenizer, END_OF_TEXT, corpus, split or Split(corpus.validation_fraction))
+    encoder = Encoder(tokenizer, END_OF_TEXT, corpus, splitter or Splitter(corpus.validation_fraction))
     return encoder.write(directory, source, on_progress)

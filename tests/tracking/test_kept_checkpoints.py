@@ -36,7 +36,7 @@ def send_run(directory: Path, store: MlflowStore, bits_per_byte: dict[int, float
     """Send a finished run with these validations by step, twice, as after a kill; return its id."""
     directory.mkdir()
     best, last = min(bits_per_byte, key=lambda step: bits_per_byte[step]), max(bits_per_byte)
-    data = [Dataset(f"pretrain/{side}", "1.dir", side, f"data/{side}.bin", {}) for side in ("training", "validation")]
+    data = [Dataset(f"pretrain/{what}", "1.dir", what, f"data/{what}.bin", {}) for what in ("training", "validation")]
     description = RunDescription(directory.name, "smollm", "pretrain", 1_700_000_000.0, "me", {}, {}, data)
     records = [validation(step, value) for step, value in bits_per_byte.items()]
     lines = [json.dumps({**asdict(record), **record.values}) + "\n" for record in records]

@@ -16,8 +16,7 @@ from smollm.corpus.source import STAGES
 from smollm.errors import CorpusError
 from smollm.stage.picture import draw
 from smollm.state.tokens import (
-    TRAIN,
-    VALIDATION,
+    SPLITS,
     documents_table,
     open_tokenizer,
     open_tokens,
@@ -28,7 +27,6 @@ from smollm.state.tokens import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SIDES = (TRAIN, VALIDATION)
 _SOURCES = 15
 _SHOWN = 400
 
@@ -39,35 +37,35 @@ def describe(data: Path, seed: int = 0, documents: int = 2) -> str:
     Args:
         data: the folder with ``tokenizer`` and ``tokens``.
         seed: decides which documents are shown.
-        documents: how many are shown of each side.
+        documents: how many are shown of each split.
 
     Raises:
         CorpusError: there are no token files.
     """
     directories = {stage: data / "tokens" / stage for stage in STAGES}
-    parts = ["Text by stage and side of the split", _text(overview(directories))]
+    parts = ["Text by stage and split", _text(overview(directories))]
     parts += ["Left out", _text(left_out(directories))]
     for stage, directory in directories.items():
         parts += [f"Largest sources of {stage}", _text(sources(directory))]
     for stage, directory in directories.items():
-        for side in _SIDES:
-            for place, text in examples(data, directory, side, seed, documents):
+        for split in SPLITS:
+            for place, text in examples(data, directory, split, seed, documents):
                 body = text.replace("\n", "\n    ")
-                parts.append(f"A document of {stage}/{side}, decoded from token {place:,} on\n\n    {body}")
+                parts.append(f"A document of {stage}/{split}, decoded from token {place:,} on\n\n    {body}")
     return "\n\n".join(parts) + "\n"
 
 
 def overview(directories: dict[str, Path]) -> pd.DataFrame:
-    """Counts of documents, bytes and tokens, and the lengths of documents: a row for each stage and side."""
+    """Counts of documents, bytes and tokens, and the lengths of documents: a row for each stage and split."""
     rows: list[dict[str, Any]] = []
     for stage, directory in directories.items():
         manifest = read_manifest(directory)
-        for side in _SIDES:
-            counts, lengths = manifest[side], document_lengths(directory, side)
+        for split in SPLITS:
+            counts, lengths = manifest[split], document_lengths(directory, split)
             rows.append(
                 {
                     "stage": stage,
-                    "side": side,
+                    "split": split,
                     "documents": counts["documents"],
                     "megabytes": counts["bytes"] / 1e6,
                     "tokens": counts["tokens"],
@@ -117,17 +115,17 @@ def sources(directory: Path) -> pd.DataFrame:
     return shown
 
 
-def document_lengths(directory: Path, side: str) -> NDArray[np.int64]:
-    """The number of tokens of each document of a side, end-of-text included."""
-    offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64).astype(np.int64)
-    return np.diff(offsets, append=read_manifest(directory)[side]["tokens"])
+def document_lengths(directory: Path, split: str) -> NDArray[np.int64]:
+    """The number of tokens of each document of a split, end-of-text included."""
+    offsets = np.fromfile(directory / f"{split}.offsets.bin", np.uint64).astype(np.int64)
+    return np.diff(offsets, append=read_manifest(directory)[split]["tokens"])
 
 
-def examples(data: Path, directory: Path, side: str, seed: int, count: int) -> Iterator[tuple[int, str]]:
-    """Yield a few documents of a side: the index of the first token, and the beginning decoded from the tokens."""
+def examples(data: Path, directory: Path, split: str, seed: int, count: int) -> Iterator[tuple[int, str]]:
+    """Yield a few documents of a split: the index of the first token, and the beginning decoded from the tokens."""
     tokenizer = open_tokenizer(data / "tokenizer" / "tokenizer.json")
-    tokens = open_tokens(directory / f"{side}.bin", read_manifest(directory)["dtype"])
-    offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64).astype(np.int64)
+    tokens = open_tokens(directory / f"{split}.bin", read_manifest(directory)["dtype"])
+    offsets = np.fromfile(directory / f"{split}.offsets.bin", np.uint64).astype(np.int64)
     chosen = np.random.default_rng(seed).choice(len(offsets), min(count, len(offsets)), replace=False)
     for number in sorted(chosen.tolist()):
         start = int(offsets[number])
@@ -141,7 +139,7 @@ def draw_lengths(path: Path, directories: dict[str, Path]) -> None:
 
     def plot(axes: "Axes") -> None:
         for stage, directory in directories.items():
-            lengths = np.concatenate([document_lengths(directory, side) for side in _SIDES])
+            lengths = np.concatenate([document_lengths(directory, split) for split in SPLITS])
             edges = 2 ** np.arange(0, np.log2(lengths.max()) + 0.5, 0.5)
             axes.hist(lengths, edges.tolist(), histtype="step", label=f"{stage}: {len(lengths):,} documents")
         axes.set(title="length of documents", xlabel="tokens", ylabel="documents", xscale="log")
@@ -159,7 +157,7 @@ def _text(table: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="choice of documents")
-    parser.add_argument("--documents", type=int, default=2, help="documents shown of each side")
+    parser.add_argument("--documents", type=int, default=2, help="documents shown of each split")
     arguments = parser.parse_args()
     try:
         print(describe(Path("data"), arguments.seed, arguments.documents), end="")

@@ -17,7 +17,7 @@ class Document:
     """A text with its size and digest; the text itself is read only when it is needed."""
 
     key: str
-    """Where it comes from, such as a path; decides its side of the split. Code and its documentation share a key."""
+    """Where it comes from, such as a path; decides its split. Code and its documentation share a key."""
     size: int
     """Bytes of UTF-8."""
     sha256: str

@@ -24,7 +24,7 @@ from smollm.config.corpus import CorpusConfig
 from smollm.corpus.child_pool import batches, in_order, read_ahead
 from smollm.corpus.encoding_process import EncodingProcess
 from smollm.corpus.near_duplicates import NearDuplicateCounts
-from smollm.corpus.selection import Selected, SelectionCounts, Split, is_split_by_tail, select
+from smollm.corpus.selection import Selected, SelectionCounts, Splitter, is_split_by_tail, select
 from smollm.corpus.source import Source
 from smollm.corpus.tail import hold_out_tail
 from smollm.corpus.token_writer import TokenWriter, forget_progress, is_row_of, listed_documents
@@ -53,14 +53,14 @@ class Part(NamedTuple):
 class Encoder:
     """Writes the token files of the stages, one stage after another.
 
-    Call `write`, or `reread` for files that are complete, once for each stage, in order: the split learns from each
+    Call `write`, or `reread` for files that are complete, once for each stage, in order: the splitter learns from each
     stage's documents, so that no stage trains on what another one holds out.
     """
 
     tokenizer: Tokenizer
     end_of_text: str
     corpus: CorpusConfig
-    split: Split
+    splitter: Splitter
 
     def write(
         self,
@@ -86,9 +86,9 @@ class Encoder:
         dtype = token_dtype(vocabulary_size(self.tokenizer))
         tokenizer_sha256 = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
         writer = TokenWriter(directory, tokenizer_sha256, dtype, self._end_of_text_id)
-        train, validation = writer.sides[TRAIN], writer.sides[VALIDATION]
+        train, validation = writer.splits[TRAIN], writer.splits[VALIDATION]
         counts = SelectionCounts()
-        remaining = writer.skip_written(select(source, self.corpus, self.split, counts))
+        remaining = writer.skip_written(select(source, self.corpus, self.splitter, counts))
         if writer.text_bytes:
             on_resume(train.documents + validation.documents, writer.text_bytes)
         self._encode(remaining, writer, dtype, on_progress)
@@ -97,7 +97,7 @@ class Encoder:
         documents = train.documents + validation.documents
         is_by_tail = is_split_by_tail(documents, train.bytes, validation.bytes, self.corpus.validation_fraction)
         documents_sha256 = file_digest(writer.list_path, "sha256")
-        self.split.check_tail(source.stage, is_by_tail, documents_sha256, counts.shared)
+        self.splitter.check_tail(source.stage, is_by_tail, documents_sha256, counts.shared)
         if is_by_tail:
             forget_progress(directory)  # the files are about to change; a kill in between must start over
             hold_out_tail(train, validation, self.corpus.validation_fraction)
@@ -112,7 +112,7 @@ class Encoder:
         return manifest
 
     def reread(self, directory: Path, source: Source) -> dict[str, Any]:
-        """Read the documents of complete token files again, for the split to learn them; return the manifest.
+        """Read the documents of complete token files again, for the splitter to learn them; return the manifest.
 
         Raises:
             CorpusError: `source` now gives other documents than the files hold.
@@ -121,7 +121,7 @@ class Encoder:
         manifest, list_path = read_manifest(directory), directory / "documents.tsv"
         counts = SelectionCounts()
         with closing(listed_documents(list_path, list_path.stat().st_size)) as rows:
-            documents = select(source, self.corpus, self.split, counts)
+            documents = select(source, self.corpus, self.splitter, counts)
             for selected, row in itertools.zip_longest(documents, (row for row, _ in rows)):
                 if selected is None or row is None or not is_row_of(row, selected):
                     raise CorpusError(
@@ -129,7 +129,7 @@ class Encoder:
                         "then run `dvc repro`"
                     )
         is_by_tail = manifest["split"] != BY_DOCUMENT
-        self.split.check_tail(source.stage, is_by_tail, manifest["documents_sha256"], counts.shared)
+        self.splitter.check_tail(source.stage, is_by_tail, manifest["documents_sha256"], counts.shared)
         return manifest
 
     @property

@@ -124,9 +124,9 @@ class NearDuplicateCounts:
     """Left out as near-duplicates."""
     bytes: int = 0
     held_out_bytes: int = 0
-    """Of all documents whose key is on the held-out side, near-duplicates included."""
+    """Of all documents whose key is in the validation split, near-duplicates included."""
     copied_documents: int = 0
-    """Those of them with a near-duplicate whose key is on the training side."""
+    """Those of them with a near-duplicate whose key is in the training split."""
     copied_bytes: int = 0
 
     @property
@@ -146,9 +146,9 @@ class SimilarTexts:
         """Of held-out documents; 0 for one that is counted as copied."""
         self.counts = NearDuplicateCounts()
 
-    def add(self, signature: bytes, side: str, size: int) -> None:
+    def add(self, signature: bytes, split: str, size: int) -> None:
         """Note a document that is kept."""
-        if side == TRAIN:
+        if split == TRAIN:
             for digest in _digests(signature):
                 self._train.add(digest)
             return
@@ -157,19 +157,19 @@ class SimilarTexts:
             self._held_out.setdefault(digest, len(self._sizes))
         self._sizes.append(size)
 
-    def sides(self, signature: bytes) -> set[str]:
-        """The sides that have a near-duplicate."""
+    def splits(self, signature: bytes) -> set[str]:
+        """The splits that have a near-duplicate."""
         digests = _digests(signature)
         is_held_out = any(digest in self._held_out for digest in digests)
-        return {side for side, has in ((TRAIN, self._train.has_any(digests)), (VALIDATION, is_held_out)) if has}
+        return {split for split, has in ((TRAIN, self._train.has_any(digests)), (VALIDATION, is_held_out)) if has}
 
-    def leave_out(self, signature: bytes, side: str, size: int) -> None:
-        """Count a document that is left out; `side` is the one its key is on."""
+    def leave_out(self, signature: bytes, split: str, size: int) -> None:
+        """Count a document that is left out; `split` is the one that its key is in."""
         self.counts.documents += 1
         self.counts.bytes += size
-        if side == VALIDATION:
+        if split == VALIDATION:
             self.counts.held_out_bytes += size
-            if TRAIN in self.sides(signature):
+            if TRAIN in self.splits(signature):
                 self._count_copied(size)
             return
         for number in {self._held_out[digest] for digest in _digests(signature) if digest in self._held_out}:

@@ -18,13 +18,13 @@ _MANY_DOCUMENTS = 10_000
 """With at least this many documents a split by document is always fair."""
 
 
-class Split:
+class Splitter:
     """Assigns each document to training or validation.
 
-    A hash of the document's key decides. So a file's code and documentation, which two stages read, are on the same
-    side, and documents stay on their side when others are added. A text that was seen before under another key, in
-    this stage or an earlier one, keeps its side, and its new key moves to that side. So does a near-duplicate of a
-    text of an earlier stage.
+    A hash of the document's key decides. So a file's code and documentation, which two stages read, are in the same
+    split, and documents stay in theirs when others are added. A text that was seen before under another key, in this
+    stage or an earlier one, keeps its split, and its new key moves to that split. So does a near-duplicate of a text of
+    an earlier stage.
     """
 
     def __init__(self, validation_fraction: float) -> None:
@@ -42,40 +42,40 @@ class Split:
         return self._similar[-1]
 
     def knows(self, document: Document) -> bool:
-        """Whether `side` was asked before about a document with this text."""
-        return self._side_of_text(document) is not None
+        """Whether `split_of` was asked before about a document with this text."""
+        return self._split_of_text(document) is not None
 
-    def similar_sides(self, signature: bytes) -> set[str]:
-        """The sides on which earlier stages have a near-duplicate."""
-        return set().union(*(similar.sides(signature) for similar in self._similar[:-1]))
+    def similar_splits(self, signature: bytes) -> set[str]:
+        """The splits in which earlier stages have a near-duplicate."""
+        return set().union(*(similar.splits(signature) for similar in self._similar[:-1]))
 
-    def side_of_key(self, key: str) -> str:
-        """The side of a document with this key, unless its text is known."""
+    def split_of_key(self, key: str) -> str:
+        """The split of a document with this key, unless its text is known."""
         fraction = int.from_bytes(hashlib.sha256(key.encode()).digest()[-8:], "big") / 2**64
         return self._moved.get(key, VALIDATION if fraction < self.validation_fraction else TRAIN)
 
-    def side(self, document: Document, similar_side: str | None = None) -> str:
+    def split_of(self, document: Document, similar_split: str | None = None) -> str:
         """`TRAIN` or `VALIDATION`.
 
         Args:
             document: its text is known from now on.
-            similar_side: the side on which an earlier stage has a near-duplicate.
+            similar_split: the split in which an earlier stage has a near-duplicate.
         """
-        known = self._side_of_text(document)
-        side = known or similar_side or self.side_of_key(document.key)
+        known = self._split_of_text(document)
+        split = known or similar_split or self.split_of_key(document.key)
         if known is None:
-            self._texts[side].add(_digest(document))
-        self.move(document.key, side)
-        return side
+            self._texts[split].add(_digest(document))
+        self.move(document.key, split)
+        return split
 
-    def move(self, key: str, side: str) -> None:
-        """Have documents with this key on `side` from now on."""
-        if self.side_of_key(key) != side:
-            self._moved[key] = side
+    def move(self, key: str, split: str) -> None:
+        """Have documents with this key in `split` from now on."""
+        if self.split_of_key(key) != split:
+            self._moved[key] = split
 
-    def _side_of_text(self, document: Document) -> str | None:
+    def _split_of_text(self, document: Document) -> str | None:
         digest = _digest(document)
-        return next((side for side, texts in self._texts.items() if digest in texts), None)
+        return next((split for split, texts in self._texts.items() if digest in texts), None)
 
     def check_tail(self, stage: str, is_by_tail: bool, documents_sha256: str, shared: int) -> None:
         """Refuse a stage that shares documents with an earlier one if the tail of either one's text is held out.
@@ -102,10 +102,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Selected:
-    """A document that is kept, and its side of the split."""
+    """A document that is kept, and its split."""
 
     document: Document
-    side: str
+    split: str
 
 
 @dataclass
@@ -123,23 +123,22 @@ class SelectionCounts:
     near: NearDuplicateCounts = field(default_factory=NearDuplicateCounts)
 
 
-def select(source: Source, corpus: CorpusConfig, split: Split, counts: SelectionCounts) -> Iterator[Selected]:
+def select(source: Source, corpus: CorpusConfig, splitter: Splitter, counts: SelectionCounts) -> Iterator[Selected]:
     """Yield the documents of `source` that are kept: within the corpus's limits and without duplicates.
 
-    Of near-duplicates the first is kept, on the side that its key has. If training or the held-out side had precedence,
-    a text with many near-duplicates would be there more often than its share, and documents would change sides when
-    others are added.
+    Of near-duplicates the first is kept, in the split of its key. If one split had precedence, a text with many
+    near-duplicates would be there more often than its share, and documents would change splits when others are added.
 
     Args:
         source: the stage's text.
         corpus: the limits.
-        split: gives each document its side; the same one for all stages, in their order.
+        splitter: gives each document its split; the same one for all stages, in their order.
         counts: updated while documents are read.
 
     Raises:
         CorpusError: the first document exceeds the limits, or a document cannot be read.
     """
-    seen, similar = Digests(), split.begin_stage()
+    seen, similar = Digests(), splitter.begin_stage()
     counts.near = similar.counts
     size = count = 0
     with closing(signed(source, corpus.near_duplicate_similarity)) as readings:
@@ -147,24 +146,24 @@ def select(source: Source, corpus: CorpusConfig, split: Split, counts: Selection
             counts.left_out = left_out
             if _digest(document) in seen:
                 counts.duplicates += 1
-                split.side(document)  # moves its key to the side of this text
+                splitter.split_of(document)  # moves its key to the split of this text
                 continue
-            sides = similar.sides(signature)
-            earlier = set() if split.knows(document) else split.similar_sides(signature)
-            if sides or len(earlier) == 2:  # it resembles texts on both sides, so it fits neither
-                similar.leave_out(signature, split.side_of_key(document.key), document.size)
-                split.move(document.key, VALIDATION if VALIDATION in sides | earlier else TRAIN)
+            splits = similar.splits(signature)
+            earlier = set() if splitter.knows(document) else splitter.similar_splits(signature)
+            if splits or len(earlier) == 2:  # it resembles texts in both splits, so it fits neither
+                similar.leave_out(signature, splitter.split_of_key(document.key), document.size)
+                splitter.move(document.key, VALIDATION if VALIDATION in splits | earlier else TRAIN)
                 continue
             counts.limit = _limit_before(document, size, count, corpus)
             if counts.limit:
                 return
-            counts.shared += split.knows(document)
-            side = split.side(document, next(iter(earlier), None))
+            counts.shared += splitter.knows(document)
+            split = splitter.split_of(document, next(iter(earlier), None))
             seen.add(_digest(document))
-            similar.add(signature, side, document.size)
+            similar.add(signature, split, document.size)
             size += document.size
             count += 1
-            yield Selected(document, side)
+            yield Selected(document, split)
     counts.left_out = source.left_out
 
 
@@ -194,7 +193,7 @@ def is_split_by_tail(documents: int, train_bytes: int, validation_bytes: int, fr
     """Whether to hold out the end of the text because a split by document would be unfair.
 
     It is unfair if a few documents, or a long one among short ones, put less than half of `fraction` of the text on
-    the held-out side, or more than twice as much.
+    the validation split, or more than twice as much.
     """
     share = validation_bytes / max(1, train_bytes + validation_bytes)
     is_unfair = documents < _MANY_DOCUMENTS and not fraction / 2 <= share <= 2 * fraction
@@ -202,15 +201,15 @@ def is_split_by_tail(documents: int, train_bytes: int, validation_bytes: int, fr
 
 
 def training_texts(source: Source, corpus: CorpusConfig, max_megabytes: float) -> Iterator[str]:
-    """Yield text of the training side, up to `max_megabytes`, for a tokenizer to learn from.
+    """Yield text of the training split, up to `max_megabytes`, for a tokenizer to learn from.
 
     If the end of the text is held out, see `is_split_by_tail`, it is left out here too.
     """
     fraction = corpus.validation_fraction
     sizes = {TRAIN: 0, VALIDATION: 0}
     count = 0
-    for selected in select(source, corpus, Split(fraction), SelectionCounts()):
-        sizes[selected.side] += selected.document.size
+    for selected in select(source, corpus, Splitter(fraction), SelectionCounts()):
+        sizes[selected.split] += selected.document.size
         count += 1
         if count >= _MANY_DOCUMENTS and all(sizes.values()):
             break
@@ -226,9 +225,9 @@ def training_texts(source: Source, corpus: CorpusConfig, max_megabytes: float) -
         yield text
 
 
-def _parts_of(side: str, source: Source, corpus: CorpusConfig) -> Iterator[str]:
-    for selected in select(source, corpus, Split(corpus.validation_fraction), SelectionCounts()):
-        if selected.side == side:
+def _parts_of(split: str, source: Source, corpus: CorpusConfig) -> Iterator[str]:
+    for selected in select(source, corpus, Splitter(corpus.validation_fraction), SelectionCounts()):
+        if selected.split == split:
             yield from selected.document.parts()
 
 

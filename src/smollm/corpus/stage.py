@@ -15,7 +15,7 @@ from smollm.config.tokenizer import TokenizerConfig
 from smollm.config.tracking import TrackingConfig
 from smollm.corpus import tokenizer as tokenizers
 from smollm.corpus.encode import Encoder
-from smollm.corpus.selection import Split, training_texts
+from smollm.corpus.selection import Splitter, training_texts
 from smollm.corpus.source import STAGES, Source
 from smollm.operate.preflight import check_vocabulary
 from smollm.stage import report
@@ -54,7 +54,7 @@ class TokenizeStage:
         kinds = {stage: source.config.source.value for stage, source in sources.items()}
         run.log(announce.corpus_plan(kinds, self.corpus.max_megabytes))
         tokenizer = self._tokenizer(run, sources["pretrain"], data / "tokenizer" / "tokenizer.json")
-        encoder = Encoder(tokenizer, self.tokenizer.end_of_text, self.corpus, Split(self.corpus.validation_fraction))
+        encoder = Encoder(tokenizer, self.tokenizer.end_of_text, self.corpus, Splitter(self.corpus.validation_fraction))
         # without a prefix, MLflow shows them below the charts of training
         results: dict[str, float] = {"corpus_vocab_size": tokens.vocabulary_size(tokenizer)}
         for stage, source in sources.items():
@@ -108,11 +108,11 @@ class TokenizeStage:
         finally:
             progress.close()
         seconds = time.monotonic() - began
-        sides = [manifest[side] for side in (tokens.TRAIN, tokens.VALIDATION)]
-        size, documents = (sum(side[key] for side in sides) for key in ("bytes", "documents"))
-        (trained_on, held_out), bytes_per_token = (side["tokens"] for side in sides), sides[0]["bytes_per_token"]
-        split = manifest["split"]
-        run.log(announce.tokens_written(stage, documents, size, trained_on, held_out, split, bytes_per_token))
+        counts = [manifest[split] for split in tokens.SPLITS]
+        size, documents = (sum(count[key] for count in counts) for key in ("bytes", "documents"))
+        (trained_on, held_out), bytes_per_token = (count["tokens"] for count in counts), counts[0]["bytes_per_token"]
+        how_split = manifest["split"]
+        run.log(announce.tokens_written(stage, documents, size, trained_on, held_out, how_split, bytes_per_token))
         near_duplicates = manifest["near_duplicates"] or {}
         if near_duplicates:
             run.log(announce.near_duplicates(stage, near_duplicates))
@@ -139,8 +139,8 @@ class TokenizeStage:
                 "vocab_size": manifest["vocab_size"],
                 stage: {
                     **{
-                        side: {key: value for key, value in manifest[side].items() if key != "sha256"}
-                        for side in (tokens.TRAIN, tokens.VALIDATION)
+                        split: {key: value for key, value in manifest[split].items() if key != "sha256"}
+                        for split in tokens.SPLITS
                     },
                     "near_duplicates": manifest["near_duplicates"] or {},
                 },

@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 
-from smollm.corpus.token_writer import Side
+from smollm.corpus.token_writer import SplitWriter
 
 
-def hold_out_tail(train: Side, validation: Side, fraction: float) -> None:
-    """Join both sides, `train` first, then move the last `fraction` of all tokens to `validation`.
+def hold_out_tail(train: SplitWriter, validation: SplitWriter, fraction: float) -> None:
+    """Append `validation` to `train`, then move the last `fraction` of all tokens to `validation`.
 
     If that cuts a document, its beginning is in `train` and its end in `validation`.
     """
@@ -29,7 +29,7 @@ def hold_out_tail(train: Side, validation: Side, fraction: float) -> None:
     train.tokens, train.bytes = kept, train.bytes - validation.bytes
 
 
-def _join(train: Side, validation: Side) -> None:
+def _join(train: SplitWriter, validation: SplitWriter) -> None:
     """Append the documents of `validation` to those of `train`."""
     with train.tokens_path.open("ab") as joined, validation.tokens_path.open("rb") as appended:
         shutil.copyfileobj(appended, joined, 1 << 20)

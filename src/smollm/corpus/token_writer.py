@@ -20,7 +20,7 @@ import numpy as np
 from smollm.corpus.selection import Selected
 from smollm.errors import CorpusError
 from smollm.state.files import file_digest, write_json
-from smollm.state.tokens import TRAIN, VALIDATION
+from smollm.state.tokens import SPLITS
 
 _PROGRESS = "progress.json"
 
@@ -48,8 +48,8 @@ class Progress:
     """In these parts."""
 
 
-class Side:
-    """The token file and the offsets file of one side of the split, while they grow."""
+class SplitWriter:
+    """Writes the token file and the offsets file of one split."""
 
     def __init__(self, directory: Path, name: str, dtype: type[np.unsignedinteger]) -> None:
         self.tokens_path, self.offsets_path = directory / f"{name}.bin", directory / f"{name}.offsets.bin"
@@ -102,7 +102,7 @@ class Side:
         self.pending_tokens = 0
 
     def summary(self) -> dict[str, object]:
-        """This side's part of the manifest."""
+        """This split's part of the manifest."""
         return {
             "documents": self.documents,
             "bytes": self.bytes,
@@ -113,12 +113,12 @@ class Side:
 
 
 class TokenWriter:
-    """Writes documents to the files of both sides, lists them in documents.tsv, and saves its progress.
+    """Writes documents to the files of their splits, lists them in documents.tsv, and saves its progress.
 
     First call `skip_written`, then `write` for each part of the remaining documents.
 
     Attributes:
-        sides: the files of each side, by name.
+        splits: the writer of each split, by name.
         text_bytes: UTF-8 bytes of all text written, by earlier starts too.
         parts_written: how many parts of the current document are written.
     """
@@ -129,7 +129,7 @@ class TokenWriter:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "manifest.json").unlink(missing_ok=True)
         self.list_path, self._progress_path = directory / "documents.tsv", directory / _PROGRESS
-        self.sides = {name: Side(directory, name, dtype) for name in (TRAIN, VALIDATION)}
+        self.splits = {name: SplitWriter(directory, name, dtype) for name in SPLITS}
         self.text_bytes = self.parts_written = 0
         self._end_of_text_id = end_of_text_id
         self._progress = self._read_progress(tokenizer_sha256)
@@ -149,12 +149,12 @@ class TokenWriter:
             for selected in documents:
                 row, end = next(rows, (None, 0))
                 if row is not None and is_row_of(row, selected):
-                    self.sides[selected.side].count(int(row["tokens"]), selected.document.size)
+                    self.splits[selected.split].count(int(row["tokens"]), selected.document.size)
                     self.text_bytes += selected.document.size
                     listed_bytes = end
                     continue
                 if row is None and (saved.key, saved.sha256) == _identity(selected):
-                    self.parts_written, self.sides[selected.side].pending_tokens = saved.parts, saved.tokens
+                    self.parts_written, self.splits[selected.split].pending_tokens = saved.parts, saved.tokens
                     self.text_bytes += saved.text_bytes
                 remaining = chain([selected], documents)
                 break
@@ -170,31 +170,31 @@ class TokenWriter:
             text_bytes: UTF-8 bytes of the part's text.
             is_last: whether this part ends the document.
         """
-        side, document = self.sides[selected.side], selected.document
-        side.write(ids)
+        writer, document = self.splits[selected.split], selected.document
+        writer.write(ids)
         self.parts_written += 1
         self.text_bytes += text_bytes
         self._progress.key, self._progress.sha256 = _identity(selected)
         if is_last:
-            tokens = side.finish_document(self._end_of_text_id, document.size)
-            self._rows.writerow([selected.side, document.size, tokens, document.sha256, document.key])
+            tokens = writer.finish_document(self._end_of_text_id, document.size)
+            self._rows.writerow([selected.split, document.size, tokens, document.sha256, document.key])
             self.parts_written = 0
 
     def save(self) -> None:
         """Flush everything written to disk, then record how much that is."""
         self._list.flush()
-        files: list[Any] = [self._list, *(file for side in self.sides.values() for file in side.files)]
+        files: list[Any] = [self._list, *(file for writer in self.splits.values() for file in writer.files)]
         for file in files:
             file.flush()
             os.fsync(file.fileno())
         self._progress.listed_bytes = os.fstat(self._list.fileno()).st_size
         self._progress.parts = self.parts_written
-        self._progress.tokens = sum(side.pending_tokens for side in self.sides.values())
-        self._progress.text_bytes = self.text_bytes - sum(side.bytes for side in self.sides.values())
+        self._progress.tokens = sum(writer.pending_tokens for writer in self.splits.values())
+        self._progress.text_bytes = self.text_bytes - sum(writer.bytes for writer in self.splits.values())
         write_json(self._progress_path, asdict(self._progress))
 
     def close(self) -> None:
-        for file in (self._list, *(file for side in self.sides.values() for file in side.files)):
+        for file in (self._list, *(file for writer in self.splits.values() for file in writer.files)):
             file.close()
 
     def _read_progress(self, tokenizer_sha256: str) -> Progress:
@@ -206,8 +206,8 @@ class TokenWriter:
         return saved if saved.tokenizer_sha256 == tokenizer_sha256 else Progress(tokenizer_sha256)
 
     def _open(self, listed_bytes: int) -> None:
-        for side in self.sides.values():
-            side.open()
+        for writer in self.splits.values():
+            writer.open()
         file = self.list_path.open("ab")
         file.truncate(listed_bytes)
         self._list = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -236,9 +236,9 @@ def listed_documents(path: Path, size: int) -> Generator[tuple[dict[str, str], i
 
 
 def is_row_of(row: dict[str, str], selected: Selected) -> bool:
-    """Whether a row of documents.tsv lists this document with the same side, size and text."""
+    """Whether a row of documents.tsv lists this document with the same split, size and text."""
     document = selected.document
-    expected = (selected.side, str(document.size), document.sha256, document.key)
+    expected = (selected.split, str(document.size), document.sha256, document.key)
     return (row["split"], row["bytes"], row["sha256"], row["key"]) == expected
 
 

@@ -70,14 +70,14 @@ class EvaluateStage:
         sections = {"seed": self.seed, "evaluate": self.evaluate, "runtime": self.runtime}
         datasets = [
             Dataset(
-                f"{name}/{side}",
+                f"{name}/{split}",
                 run.state.inputs[f"data/tokens/{name}"] or "",
                 context,
-                f"data/tokens/{name}/{side}.bin",
-                read_manifest(directory / "data" / "tokens" / name)[side],
+                f"data/tokens/{name}/{split}.bin",
+                read_manifest(directory / "data" / "tokens" / name)[split],
             )
             for name in TEXTS
-            for side, context in ((VALIDATION, "validation"), (TRAIN, "training"))
+            for split, context in ((VALIDATION, "validation"), (TRAIN, "training"))
         ]
         return RunInputs(sections, datasets, directory / "reports" / "finetune" / "run.json")
 

@@ -112,19 +112,19 @@ def _data(record: Record) -> str:
     for stage, metrics in record.metrics.items():
         counts = record.text.get(stage, {})
         sizes = [
-            f"{_counts(counts[side])} {what}"
-            for side, what in (("train", "to train on"), ("validation", "held out"))
-            if side in counts
+            f"{_counts(counts[split])} {what}"
+            for split, what in (("train", "to train on"), ("validation", "held out"))
+            if split in counts
         ]
         rows.append(f"| {stage} | {_source(corpus, stage)} | {', '.join(sizes)} | `{metrics['corpus']}` |")
     if not rows:
         return ""
     table = "\n".join(["| stage | text | size | digest |", "|---|---|---|---|", *rows])
-    return f"## Data\n\n{table}\n\nThe digest is the first 16 digits of the SHA-256 over all documents, of both sides."
+    return f"## Data\n\n{table}\n\nThe digest is the first 16 digits of the SHA-256 over all documents, of both splits."
 
 
-def _counts(side: dict[str, Any]) -> str:
-    return f"{side['documents']:,} documents ({side['bytes'] / 1e6:,.1f} MB, {side['tokens']:,} tokens)"
+def _counts(of_split: dict[str, Any]) -> str:
+    return f"{of_split['documents']:,} documents ({of_split['bytes'] / 1e6:,.1f} MB, {of_split['tokens']:,} tokens)"
 
 
 def _source(corpus: dict[str, Any], stage: str) -> str:

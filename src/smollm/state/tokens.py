@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.unsignedinteger]
 
-TRAIN, VALIDATION = "train", "validation"
+SPLITS = TRAIN, VALIDATION = "train", "validation"
+"""The parts of a stage's text: to train on, and held out."""
 
 BY_DOCUMENT = "by document"
-"""The ordinary split of a manifest: whole documents are on either side."""
+"""What a manifest says of a text that is split in the ordinary way: each document is in one split."""
 
 
 def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
@@ -72,17 +73,17 @@ def source_of(key: str, kind: str) -> str:
     return key.partition("/")[0] if kind.startswith("python") else re.sub(r"#\d+$", "", key)
 
 
-def documents_of(directory: Path, side: str) -> tuple[NDArray[np.uint64], list[str]]:
-    """Where each document of a side's token file begins, and the document's name."""
-    offsets = np.fromfile(directory / f"{side}.offsets.bin", np.uint64)
+def documents_of(directory: Path, split: str) -> tuple[NDArray[np.uint64], list[str]]:
+    """Where each document of a split's token file begins, and the document's name."""
+    offsets = np.fromfile(directory / f"{split}.offsets.bin", np.uint64)
     names: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
     for table in documents_table(directory):
-        for split, keys in table.groupby("split")["key"]:
-            names[str(split)] += keys.tolist()
+        for name, keys in table.groupby("split")["key"]:
+            names[str(name)] += keys.tolist()
     if str(read_manifest(directory)["split"]) == BY_DOCUMENT:
-        return offsets, names[side]
-    joined = names[TRAIN] + names[VALIDATION]  # cut at its end; the document that was cut is on both sides
-    return offsets, joined[: len(offsets)] if side == TRAIN else joined[-len(offsets) :]
+        return offsets, names[split]
+    joined = names[TRAIN] + names[VALIDATION]  # cut at its end; the document that was cut is in both splits
+    return offsets, joined[: len(offsets)] if split == TRAIN else joined[-len(offsets) :]
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

@@ -32,13 +32,13 @@ def tokens_written(
     text_bytes: int,
     train_tokens: int,
     validation_tokens: int,
-    split: str,
+    how_split: str,
     bytes_per_token: float,
 ) -> str:
     """The size of a stage's token files."""
     return (
         f"{stage}: {documents:,} documents, {text_bytes / 1e6:,.1f} MB, {train_tokens:,} tokens to train on and "
-        f"{validation_tokens:,} held out ({split}), {bytes_per_token:.2f} bytes per token"
+        f"{validation_tokens:,} held out ({how_split}), {bytes_per_token:.2f} bytes per token"
     )
 
 

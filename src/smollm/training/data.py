@@ -57,10 +57,10 @@ class TrainingData:
             CorpusError: there is too little text for the stage's steps or validation.
         """
         manifest = read_manifest(token_directory(workspace, settings.stage))
-        training, tokens = settings.training, _open_side(workspace, settings.stage, TRAIN)
+        training, tokens = settings.training, _open_split(workspace, settings.stage, TRAIN)
         replay = None
         if continues and training.replay_fraction:
-            replay = Replay(continues, _open_side(workspace, continues, TRAIN), training.replay_fraction)
+            replay = Replay(continues, _open_split(workspace, continues, TRAIN), training.replay_fraction)
         return cls(
             open_tokenizer(workspace / "data/tokenizer/tokenizer.json"),
             int(manifest["end_of_text_id"]),
@@ -75,10 +75,10 @@ class TrainingData:
 def _held_out(workspace: Path, settings: Settings, stage: str) -> Ids:
     """Windows of `stage`'s held-out text, as long as this stage's sequences."""
     length, most = settings.training.sequence_length, settings.evaluation.validation_tokens
-    return validation_windows(_open_side(workspace, stage, VALIDATION), length, most, stage, settings.stage)
+    return validation_windows(_open_split(workspace, stage, VALIDATION), length, most, stage, settings.stage)
 
 
-def _open_side(workspace: Path, stage: str, side: str) -> Tokens:
+def _open_split(workspace: Path, stage: str, split: str) -> Tokens:
     """The tokens of `stage`'s text that are trained on or held out."""
     directory = token_directory(workspace, stage)
-    return open_tokens(directory / f"{side}.bin", read_manifest(directory)["dtype"])
+    return open_tokens(directory / f"{split}.bin", read_manifest(directory)["dtype"])

@@ -193,13 +193,13 @@ class TrainingStage:
             uses += [(self.continues, VALIDATION, "validation")]
         datasets = [
             Dataset(
-                f"{stage}/{side}",
+                f"{stage}/{split}",
                 run.state.inputs[f"data/tokens/{stage}"] or "",
                 context,
-                f"data/tokens/{stage}/{side}.bin",
-                read_manifest(token_directory(directory, stage))[side],
+                f"data/tokens/{stage}/{split}.bin",
+                read_manifest(token_directory(directory, stage))[split],
             )
-            for stage, side, context in uses
+            for stage, split, context in uses
         ]
         parent = directory / "reports" / self.continues / "run.json" if self.continues else None
         return RunInputs(sections, datasets, parent)
