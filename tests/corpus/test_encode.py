@@ -17,7 +17,7 @@ from smollm.corpus.document import Document
 from smollm.corpus.selection import SelectionCounts, Splitter, is_split_by_tail, select, training_texts
 from smollm.corpus.token_writer import SplitWriter
 from smollm.errors import CorpusError, user_error
-from smollm.state.tokens import as_plain_text, documents_of, open_tokens
+from smollm.state.tokens import as_plain_text, documents_of, open_split
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_the_files_hold_every_document_followed_by_end_of_text(tmp_path: Path, s
     manifest = write(tmp_path, DOCUMENTS, small_tokenizer)
     texts = []
     for split in ("train", "validation"):
-        ids = open_tokens(tmp_path / f"{split}.bin", manifest["dtype"])
+        ids = open_split(tmp_path, split)
         offsets = np.fromfile(tmp_path / f"{split}.offsets.bin", np.uint64)
         assert len(ids) == manifest[split]["tokens"]
         assert len(offsets) == manifest[split]["documents"]
@@ -55,7 +55,7 @@ def test_each_document_is_found_by_its_place(split: str | None, tmp_path: Path, 
     documents = {key: f"the fox of {key} *\n\tjumps\n" for key in chosen}
     manifest = write(tmp_path, documents, small_tokenizer, validation_fraction=0.5)
     assert (manifest["split"] == "by document") is (split is None)
-    ids = open_tokens(tmp_path / "train.bin", manifest["dtype"])
+    ids = open_split(tmp_path, "train")
     offsets, names = documents_of(tmp_path, "train")
     assert len(offsets) == len(names) > 10
     places = [int(place) for place in offsets]
@@ -115,7 +115,7 @@ def test_a_single_document_is_cut_into_training_text_and_a_held_out_tail(
     text = "the quick brown fox jumps over the lazy dog. " * 30
     manifest = write(tmp_path, {key: text}, small_tokenizer, validation_fraction=0.25)
     assert manifest["split"].startswith("by tail")
-    ids = [open_tokens(tmp_path / f"{split}.bin", manifest["dtype"]).tolist() for split in ("train", "validation")]
+    ids = [open_split(tmp_path, split).tolist() for split in ("train", "validation")]
     assert small_tokenizer.decode([*ids[0], *ids[1][:-1]]) == text
     assert len(ids[1]) == int(0.25 * (len(ids[0]) + len(ids[1])))
     assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == len(text)
@@ -154,7 +154,7 @@ def test_several_documents_in_one_split_are_cut_with_their_places(tmp_path: Path
     places = {split: documents_of(tmp_path, split) for split in ("train", "validation")}
     found = {}
     for split, (offsets, names) in places.items():
-        ids = open_tokens(tmp_path / f"{split}.bin", manifest["dtype"])
+        ids = open_split(tmp_path, split)
         assert len(ids) == manifest[split]["tokens"]
         assert len(offsets) == len(names) == manifest[split]["documents"]
         ends = [*offsets[1:].tolist(), len(ids)]
@@ -227,7 +227,7 @@ def test_the_tokenizer_learns_nothing_of_the_held_out_end_of_documents_that_are_
 def test_a_special_token_in_a_document_is_plain_text(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     text = f"before {END_OF_TEXT} after"
     manifest = write(tmp_path, {"a": text, "b": "other"}, small_tokenizer)
-    ids = [t for split in ("train", "validation") for t in open_tokens(tmp_path / f"{split}.bin", manifest["dtype"])]
+    ids = [t for split in ("train", "validation") for t in open_split(tmp_path, split)]
     assert ids.count(manifest["end_of_text_id"]) == 2
 
 
@@ -259,7 +259,7 @@ def test_unequal_documents_are_split_at_the_end_of_all_of_them(
     assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == sum(len(t.encode()) for t in texts.values())
     names, parts = [], []
     for split in ("train", "validation"):
-        ids = open_tokens(tmp_path / f"{split}.bin", manifest["dtype"])
+        ids = open_split(tmp_path, split)
         offsets, keys = documents_of(tmp_path, split)
         names += keys
         ends = [*offsets[1:].tolist(), len(ids)]

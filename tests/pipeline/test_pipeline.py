@@ -14,7 +14,7 @@ from support.structure import ROOT, closure
 
 from smollm.config.file import read_values
 from smollm.corpus.tokenizer import train
-from smollm.state.tokens import documents_of, open_tokenizer, open_tokens, read_manifest
+from smollm.state.tokens import documents_of, open_split, open_tokenizer
 from smollm.state.workspace import Workspace, is_code
 from smollm.tracking.run_name import run_name
 
@@ -82,7 +82,7 @@ def documents(clone: Clone, stage: str, split: str) -> dict[str, str]:
     directory = clone.directory / "data" / "tokens" / stage
     tokenizer = open_tokenizer(clone.directory / "data" / "tokenizer" / "tokenizer.json")
     offsets, names = documents_of(directory, split)
-    ids = open_tokens(directory / f"{split}.bin", read_manifest(directory)["dtype"])
+    ids = open_split(directory, split)
     ends = [*offsets[1:].tolist(), len(ids)]
     tokens = [ids[start : end - 1].tolist() for start, end in zip(offsets.tolist(), ends, strict=True)]
     return dict(zip(names, tokenizer.decode_batch(tokens, skip_special_tokens=False), strict=True))

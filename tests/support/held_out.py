@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 
 from smollm.config.evaluate import EvaluateConfig
 from smollm.evaluate.text import HeldOutText
+from smollm.state.tokens import TRAIN, manifest_path, token_directory, tokens_path
 
 SETTINGS = EvaluateConfig(
     held_out_tokens=10_000,
@@ -37,8 +38,8 @@ def held_out(tokenizer: Tokenizer, documents: dict[str, str] = DOCUMENTS, source
 
 def write_training_text(workspace: Path, stage: str, tokenizer: Tokenizer, texts: list[str]) -> None:
     """The token file and the manifest of a stage's training text."""
-    directory = workspace / "data" / "tokens" / stage
+    directory = token_directory(workspace, stage)
     directory.mkdir(parents=True)
     ids = [id for text in texts for id in [*tokenizer.encode(text).ids, 0]]
-    np.array(ids, np.uint16).tofile(directory / "train.bin")
-    (directory / "manifest.json").write_text('{"dtype": "uint16"}')
+    np.array(ids, np.uint16).tofile(tokens_path(directory, TRAIN))
+    manifest_path(directory).write_text('{"dtype": "uint16"}')

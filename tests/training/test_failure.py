@@ -10,10 +10,9 @@ from support.trainers import TrainerFactory
 from tokenizers import Tokenizer
 
 from smollm.state.files import write_json
-from smollm.state.tokens import BY_DOCUMENT, Tokens
+from smollm.state.tokens import BY_DOCUMENT, Tokens, token_directory
 from smollm.training import failure
 from smollm.training.batches import Batches, Replay
-from smollm.training.data import token_directory
 from smollm.training.failure import measure_sequences
 
 DOCUMENTS = {"finetune": "the cat sat on the mat\n", "pretrain": "10 dogs and 20 dogs\n"}

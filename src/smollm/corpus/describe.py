@@ -18,10 +18,13 @@ from smollm.stage.picture import draw
 from smollm.state.tokens import (
     SPLITS,
     documents_table,
+    offsets_path,
+    open_split,
     open_tokenizer,
-    open_tokens,
     read_manifest,
     source_of,
+    token_directory,
+    tokenizer_path,
 )
 
 if TYPE_CHECKING:
@@ -31,25 +34,25 @@ _SOURCES = 15
 _SHOWN = 400
 
 
-def describe(data: Path, seed: int = 0, documents: int = 2) -> str:
+def describe(workspace: Path, seed: int = 0, documents: int = 2) -> str:
     """A readable report: counts, sources and a few documents of each stage's text.
 
     Args:
-        data: the folder with ``tokenizer`` and ``tokens``.
+        workspace: has the tokenizer and the token files.
         seed: decides which documents are shown.
         documents: how many are shown of each split.
 
     Raises:
         CorpusError: there are no token files.
     """
-    directories = {stage: data / "tokens" / stage for stage in STAGES}
+    directories = {stage: token_directory(workspace, stage) for stage in STAGES}
     parts = ["Text by stage and split", _text(overview(directories))]
     parts += ["Left out", _text(left_out(directories))]
     for stage, directory in directories.items():
         parts += [f"Largest sources of {stage}", _text(sources(directory))]
     for stage, directory in directories.items():
         for split in SPLITS:
-            for place, text in examples(data, directory, split, seed, documents):
+            for place, text in examples(workspace, directory, split, seed, documents):
                 body = text.replace("\n", "\n    ")
                 parts.append(f"A document of {stage}/{split}, decoded from token {place:,} on\n\n    {body}")
     return "\n\n".join(parts) + "\n"
@@ -117,15 +120,15 @@ def sources(directory: Path) -> pd.DataFrame:
 
 def document_lengths(directory: Path, split: str) -> NDArray[np.int64]:
     """The number of tokens of each document of a split, end-of-text included."""
-    offsets = np.fromfile(directory / f"{split}.offsets.bin", np.uint64).astype(np.int64)
+    offsets = np.fromfile(offsets_path(directory, split), np.uint64).astype(np.int64)
     return np.diff(offsets, append=read_manifest(directory)[split]["tokens"])
 
 
-def examples(data: Path, directory: Path, split: str, seed: int, count: int) -> Iterator[tuple[int, str]]:
+def examples(workspace: Path, directory: Path, split: str, seed: int, count: int) -> Iterator[tuple[int, str]]:
     """Yield a few documents of a split: the index of the first token, and the beginning decoded from the tokens."""
-    tokenizer = open_tokenizer(data / "tokenizer" / "tokenizer.json")
-    tokens = open_tokens(directory / f"{split}.bin", read_manifest(directory)["dtype"])
-    offsets = np.fromfile(directory / f"{split}.offsets.bin", np.uint64).astype(np.int64)
+    tokenizer = open_tokenizer(tokenizer_path(workspace))
+    tokens = open_split(directory, split)
+    offsets = np.fromfile(offsets_path(directory, split), np.uint64).astype(np.int64)
     chosen = np.random.default_rng(seed).choice(len(offsets), min(count, len(offsets)), replace=False)
     for number in sorted(chosen.tolist()):
         start = int(offsets[number])
@@ -160,7 +163,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2, help="documents shown of each split")
     arguments = parser.parse_args()
     try:
-        print(describe(Path("data"), arguments.seed, arguments.documents), end="")
+        print(describe(Path(), arguments.seed, arguments.documents), end="")
     except CorpusError as error:
         raise SystemExit(f"ERROR: {error}") from None
 

@@ -30,7 +30,16 @@ from smollm.corpus.tail import hold_out_tail
 from smollm.corpus.token_writer import TokenWriter, forget_progress, is_row_of, listed_documents
 from smollm.errors import CorpusError
 from smollm.state.files import file_digest, write_json
-from smollm.state.tokens import BY_DOCUMENT, TRAIN, VALIDATION, read_manifest, token_dtype, vocabulary_size
+from smollm.state.tokens import (
+    BY_DOCUMENT,
+    TRAIN,
+    VALIDATION,
+    documents_path,
+    manifest_path,
+    read_manifest,
+    token_dtype,
+    vocabulary_size,
+)
 
 BY_TAIL = "by tail: documents too few or too unequal for a split by document"
 
@@ -107,7 +116,7 @@ class Encoder:
             VALIDATION: validation.summary(),
             "documents_sha256": documents_sha256,
         }
-        write_json(directory / "manifest.json", manifest)
+        write_json(manifest_path(directory), manifest)
         forget_progress(directory)
         return manifest
 
@@ -118,7 +127,7 @@ class Encoder:
             CorpusError: `source` now gives other documents than the files hold.
         """
         forget_progress(directory)
-        manifest, list_path = read_manifest(directory), directory / "documents.tsv"
+        manifest, list_path = read_manifest(directory), documents_path(directory)
         counts = SelectionCounts()
         with closing(listed_documents(list_path, list_path.stat().st_size)) as rows:
             documents = select(source, self.corpus, self.splitter, counts)

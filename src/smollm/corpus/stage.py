@@ -48,17 +48,16 @@ class TokenizeStage:
         pipeline.run_stage("tokenize", self.workspace, self.tracking, self._inputs, self._work, self._publish)
 
     def _work(self, run: StageRun) -> None:
-        data = run.state.directory / "data"
         sources = {stage: Source(stage, self.corpus, self.workspace.directory) for stage in STAGES}
         self._drop_outdated(run, sources)
         kinds = {stage: source.config.source.value for stage, source in sources.items()}
         run.log(announce.corpus_plan(kinds, self.corpus.max_megabytes))
-        tokenizer = self._tokenizer(run, sources["pretrain"], data / "tokenizer" / "tokenizer.json")
+        tokenizer = self._tokenizer(run, sources["pretrain"], tokens.tokenizer_path(run.state.directory))
         encoder = Encoder(tokenizer, self.tokenizer.end_of_text, self.corpus, Splitter(self.corpus.validation_fraction))
         # without a prefix, MLflow shows them below the charts of training
         results: dict[str, float] = {"corpus_vocab_size": tokens.vocabulary_size(tokenizer)}
         for stage, source in sources.items():
-            results |= self._encode(run, encoder, source, data / "tokens" / stage)
+            results |= self._encode(run, encoder, source, tokens.token_directory(run.state.directory, stage))
         run.state.journal.append(Kind.RESULT, 0, **results)
 
     def _drop_outdated(self, run: StageRun, sources: dict[str, Source]) -> None:
@@ -101,7 +100,7 @@ class TokenizeStage:
             run.log(announce.text_resumed(stage, documents, text_bytes))
 
         try:
-            if (directory / "manifest.json").exists():
+            if tokens.manifest_path(directory).exists():
                 manifest = encoder.reread(directory, source)
             else:
                 manifest = encoder.write(directory, source, on_progress, on_resume)
@@ -129,12 +128,13 @@ class TokenizeStage:
     def _publish(self, run: StageRun) -> None:
         from smollm.corpus import describe  # imports pandas, which is slow and needed only here
 
-        data, target = run.state.directory / "data", self.workspace.directory / "data"
-        replace_directory(data / "tokenizer", target / "tokenizer")
+        live, target = run.state.directory, self.workspace.directory
+        replace_directory(tokens.tokenizer_path(live).parent, tokens.tokenizer_path(target).parent)
+        directories = {stage: tokens.token_directory(target, stage) for stage in STAGES}
         metrics: dict[str, Any] = {}
-        for stage in STAGES:
-            replace_directory(data / "tokens" / stage, target / "tokens" / stage)
-            manifest = tokens.read_manifest(target / "tokens" / stage)
+        for stage, directory in directories.items():
+            replace_directory(tokens.token_directory(live, stage), directory)
+            manifest = tokens.read_manifest(directory)
             metrics |= {
                 "vocab_size": manifest["vocab_size"],
                 stage: {
@@ -145,11 +145,11 @@ class TokenizeStage:
                     "near_duplicates": manifest["near_duplicates"] or {},
                 },
             }
-            run.artifacts[f"{stage}_manifest.json"] = target / "tokens" / stage / "manifest.json"
+            run.artifacts[f"{stage}_manifest.json"] = tokens.manifest_path(directory)
         write_json(run.reports / "metrics.json", metrics)
         report.write_log(run.reports / "log.txt", run.state.journal.records())
         write_atomically(run.reports / "corpus.txt", describe.describe(target))
-        describe.draw_lengths(run.reports / "lengths.svg", {stage: target / "tokens" / stage for stage in STAGES})
+        describe.draw_lengths(run.reports / "lengths.svg", directories)
         names = ("metrics.json", "log.txt", "corpus.txt", "lengths.svg")
         run.artifacts |= {name: run.reports / name for name in names}
         say(summary.TOKENIZE)

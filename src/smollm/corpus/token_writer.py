@@ -20,7 +20,7 @@ import numpy as np
 from smollm.corpus.selection import Selected
 from smollm.errors import CorpusError
 from smollm.state.files import file_digest, write_json
-from smollm.state.tokens import SPLITS
+from smollm.state.tokens import SPLITS, documents_path, manifest_path, offsets_path, tokens_path
 
 _PROGRESS = "progress.json"
 
@@ -52,7 +52,7 @@ class SplitWriter:
     """Writes the token file and the offsets file of one split."""
 
     def __init__(self, directory: Path, name: str, dtype: type[np.unsignedinteger]) -> None:
-        self.tokens_path, self.offsets_path = directory / f"{name}.bin", directory / f"{name}.offsets.bin"
+        self.tokens_path, self.offsets_path = tokens_path(directory, name), offsets_path(directory, name)
         self.dtype = dtype
         self.documents = self.bytes = self.tokens = 0
         """In finished documents."""
@@ -127,8 +127,8 @@ class TokenWriter:
         self, directory: Path, tokenizer_sha256: str, dtype: type[np.unsignedinteger], end_of_text_id: int
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "manifest.json").unlink(missing_ok=True)
-        self.list_path, self._progress_path = directory / "documents.tsv", directory / _PROGRESS
+        manifest_path(directory).unlink(missing_ok=True)
+        self.list_path, self._progress_path = documents_path(directory), directory / _PROGRESS
         self.splits = {name: SplitWriter(directory, name, dtype) for name in SPLITS}
         self.text_bytes = self.parts_written = 0
         self._end_of_text_id = end_of_text_id

@@ -26,12 +26,12 @@ from smollm.model.llama import Execution, LlamaForCausalLM
 from smollm.stage.run import StageRun, run_stage
 from smollm.state.files import write_json
 from smollm.state.journal import Kind
-from smollm.state.tokens import TRAIN, VALIDATION, read_manifest, token_bytes
+from smollm.state.tokens import TRAIN, VALIDATION, read_manifest, token_bytes, token_directory
 from smollm.state.workspace import Workspace
 from smollm.tracking import announce, summary
 from smollm.tracking.console import ProgressBar, say
+from smollm.tracking.datasets import token_dataset
 from smollm.tracking.observer import RunInputs
-from smollm.tracking.run_record import Dataset
 
 MODEL = "models/finetune"
 
@@ -69,13 +69,7 @@ class EvaluateStage:
         directory = self.workspace.directory
         sections = {"seed": self.seed, "evaluate": self.evaluate, "runtime": self.runtime}
         datasets = [
-            Dataset(
-                f"{name}/{split}",
-                run.state.inputs[f"data/tokens/{name}"] or "",
-                context,
-                f"data/tokens/{name}/{split}.bin",
-                read_manifest(directory / "data" / "tokens" / name)[split],
-            )
+            token_dataset(run.state, name, split, context)
             for name in TEXTS
             for split, context in ((VALIDATION, "validation"), (TRAIN, "training"))
         ]
@@ -159,7 +153,7 @@ class _Measurements:
 
     def _overlaps(self, name: str) -> list[dict[str, Any]]:
         _, tokenizer, _ = self._loaded
-        tokens = read_manifest(self.directory / "data" / "tokens" / name)[TRAIN]["tokens"]
+        tokens = read_manifest(token_directory(self.directory, name))[TRAIN]["tokens"]
         with closing(ProgressBar(f"evaluate {name}'s training text", 2 * tokens, unit="token")) as progress:
             return memory.compare(self.directory, name, self._continuations(), tokenizer, progress.update)
 
@@ -181,6 +175,6 @@ class _Measurements:
         self.run.log(announce.machine(machine.name, machine.device.type, machine.precision.value, False))
         model, tokenizer = read_model(self.directory / MODEL)
         if self.stage.finetune.mask_documents:
-            end = int(read_manifest(self.directory / "data" / "tokens" / "finetune")["end_of_text_id"])
+            end = int(read_manifest(token_directory(self.directory, "finetune"))["end_of_text_id"])
             model.execute_as(Execution(document_end=end))
         return model.to(machine.device).eval(), tokenizer, machine

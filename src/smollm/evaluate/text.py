@@ -15,10 +15,12 @@ from smollm.state.tokens import (
     VALIDATION,
     Tokens,
     documents_of,
-    open_tokens,
+    open_split,
     read_manifest,
     source_of,
     special_ids,
+    token_directory,
+    tokens_path,
     vocabulary_size,
 )
 
@@ -43,11 +45,10 @@ class HeldOutText:
     @classmethod
     def open(cls, workspace: Path, name: str) -> "HeldOutText":
         """The held-out text of the stage `name`."""
-        directory = workspace / "data" / "tokens" / name
-        manifest = read_manifest(directory)
+        directory = token_directory(workspace, name)
         offsets, names = documents_of(directory, VALIDATION)
-        tokens = open_tokens(directory / f"{VALIDATION}.bin", manifest["dtype"])
-        return cls(name, tokens, offsets.astype(np.int64), names, str(manifest["source"]))
+        source = str(read_manifest(directory)["source"])
+        return cls(name, open_split(directory, VALIDATION), offsets.astype(np.int64), names, source)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -74,9 +75,10 @@ class HeldOutText:
         """
         there = (len(self.tokens) - 1) // length
         if there < 1:
+            path = tokens_path(token_directory(Path(), self.name), VALIDATION)
             raise CorpusError(
-                f"data/tokens/{self.name}/validation.bin: must hold {length + 1} tokens, got {len(self.tokens)}; lower "
-                "evaluate.sequence_length, or add text"
+                f"{path}: must hold {length + 1} tokens, got {len(self.tokens)}; lower evaluate.sequence_length, or "
+                "add text"
             )
         count = min(there, max(1, most // length))
         return np.arange(count) * there // count * length
@@ -84,15 +86,14 @@ class HeldOutText:
 
 def training_pieces(workspace: Path, name: str) -> Iterator[Tokens]:
     """The training tokens of the stage `name`, in pieces; the file stays on the disk."""
-    directory = workspace / "data" / "tokens" / name
-    tokens = open_tokens(directory / f"{TRAIN}.bin", read_manifest(directory)["dtype"])
+    tokens = open_split(token_directory(workspace, name), TRAIN)
     for piece in pieces(len(tokens)):
         yield tokens[piece]
 
 
 def training_document(workspace: Path, name: str, position: int) -> str:
     """The name of the training document of the stage `name` that has the token at this position."""
-    offsets, names = documents_of(workspace / "data" / "tokens" / name, TRAIN)
+    offsets, names = documents_of(token_directory(workspace, name), TRAIN)
     return names[int(np.searchsorted(offsets, position, side="right")) - 1]
 
 

@@ -24,6 +24,41 @@ BY_DOCUMENT = "by document"
 """What a manifest says of a text that is split in the ordinary way: each document is in one split."""
 
 
+def token_directory(base: Path, stage: str) -> Path:
+    """The folder with the token files of a stage's text.
+
+    Args:
+        base: the workspace, or a live state of `tokenize`; empty for the path relative to these.
+        stage: the training stage.
+    """
+    return base / "data" / "tokens" / stage
+
+
+def tokens_path(directory: Path, split: str) -> Path:
+    """The file with the token ids of a split."""
+    return directory / f"{split}.bin"
+
+
+def offsets_path(directory: Path, split: str) -> Path:
+    """The file that says where each document of a split begins in its token file."""
+    return directory / f"{split}.offsets.bin"
+
+
+def documents_path(directory: Path) -> Path:
+    """The file that lists the documents of both splits."""
+    return directory / "documents.tsv"
+
+
+def manifest_path(directory: Path) -> Path:
+    """The file that describes the token files; it is written last."""
+    return directory / "manifest.json"
+
+
+def tokenizer_path(base: Path) -> Path:
+    """The tokenizer's file; `base` is as for `token_directory`."""
+    return base / "data" / "tokenizer" / "tokenizer.json"
+
+
 def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
     """The smaller of uint16 and uint32 that holds every id below `vocab_size`."""
     return np.uint16 if vocab_size <= 2**16 else np.uint32
@@ -37,6 +72,15 @@ def open_tokens(path: Path, dtype: str) -> Tokens:
         return np.memmap(file, dtype=dtype, mode="r")
 
 
+def open_split(directory: Path, split: str) -> Tokens:
+    """The tokens of a split, as `open_tokens` gives them.
+
+    Raises:
+        CorpusError: `directory` has no manifest.
+    """
+    return open_tokens(tokens_path(directory, split), read_manifest(directory)["dtype"])
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of the token files in `directory`.
 
@@ -44,7 +88,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         CorpusError: there is none.
     """
     try:
-        manifest: dict[str, Any] = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(manifest_path(directory).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CorpusError(
             f"{directory}: must hold what `tokenize` writes, got no manifest.json; run the whole `dvc repro`"
@@ -57,7 +101,7 @@ def documents_table(directory: Path) -> "Iterator[pd.DataFrame]":
     import pandas as pd  # slow to import, and used by reports alone
 
     reader = pd.read_csv(
-        directory / "documents.tsv", sep="\t", chunksize=200_000, keep_default_na=False, dtype={"key": str}
+        documents_path(directory), sep="\t", chunksize=200_000, keep_default_na=False, dtype={"key": str}
     )
     with reader:
         yield from reader
@@ -75,7 +119,7 @@ def source_of(key: str, kind: str) -> str:
 
 def documents_of(directory: Path, split: str) -> tuple[NDArray[np.uint64], list[str]]:
     """Where each document of a split's token file begins, and the document's name."""
-    offsets = np.fromfile(directory / f"{split}.offsets.bin", np.uint64)
+    offsets = np.fromfile(offsets_path(directory, split), np.uint64)
     names: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
     for table in documents_table(directory):
         for name, keys in table.groupby("split")["key"]:

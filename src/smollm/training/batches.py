@@ -4,6 +4,7 @@ Legend: B batch, T time.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.device.seeding import key
 from smollm.errors import CorpusError
-from smollm.state.tokens import Tokens
+from smollm.state.tokens import TRAIN, VALIDATION, Tokens, token_directory, tokens_path
 
 Ids = NDArray[np.int64]
 
@@ -96,8 +97,9 @@ class Batches:
         self.texts = {windows.stage: windows for windows in (self._own, self._replayed)}
         for windows in self.texts.values():
             if len(windows.tokens) < sequences * length:
+                path = tokens_path(token_directory(Path(), windows.stage), TRAIN)
                 raise CorpusError(
-                    f"data/tokens/{windows.stage}/train.bin: a step needs {sequences} sequences of {length} tokens "
+                    f"{path}: a step needs {sequences} sequences of {length} tokens "
                     f"({sequences * length} tokens in all), got {len(windows.tokens)} tokens; "
                     f"add text, or lower {stage}.sequences_per_step or {stage}.sequence_length"
                 )
@@ -156,8 +158,9 @@ def validation_windows(tokens: Tokens, length: int, max_tokens: int, stage: str,
     """
     windows = min((len(tokens) - 1) // length, max(1, max_tokens // length))
     if windows < 1:
+        path = tokens_path(token_directory(Path(), stage), VALIDATION)
         raise CorpusError(
-            f"data/tokens/{stage}/validation.bin: must hold a sequence of {length + 1} tokens, got {len(tokens)}; "
+            f"{path}: must hold a sequence of {length + 1} tokens, got {len(tokens)}; "
             f"add text, raise corpus.validation_fraction or lower {validated or stage}.sequence_length"
         )
     starts = np.arange(windows)[:, None] * length

@@ -9,14 +9,17 @@ from smollm.config.fields import Problems
 from smollm.config.file import check_warmup
 from smollm.config.training import TrainingConfig
 from smollm.errors import ConfigError
-from smollm.state.tokens import TRAIN, VALIDATION, Tokens, open_tokenizer, open_tokens, read_manifest
+from smollm.state.tokens import (
+    TRAIN,
+    VALIDATION,
+    open_split,
+    open_tokenizer,
+    read_manifest,
+    token_directory,
+    tokenizer_path,
+)
 from smollm.training.batches import Batches, Ids, Replay, validation_windows
 from smollm.training.settings import Settings
-
-
-def token_directory(workspace: Path, stage: str) -> Path:
-    """Where tokenize puts the token files of a stage's text."""
-    return workspace / "data" / "tokens" / stage
 
 
 def resolve_steps(training: TrainingConfig, stage: str, workspace: Path) -> TrainingConfig:
@@ -56,14 +59,15 @@ class TrainingData:
         Raises:
             CorpusError: there is too little text for the stage's steps or validation.
         """
-        manifest = read_manifest(token_directory(workspace, settings.stage))
-        training, tokens = settings.training, _open_split(workspace, settings.stage, TRAIN)
+        training, directory = settings.training, token_directory(workspace, settings.stage)
+        tokens = open_split(directory, TRAIN)
         replay = None
         if continues and training.replay_fraction:
-            replay = Replay(continues, _open_split(workspace, continues, TRAIN), training.replay_fraction)
+            replayed = open_split(token_directory(workspace, continues), TRAIN)
+            replay = Replay(continues, replayed, training.replay_fraction)
         return cls(
-            open_tokenizer(workspace / "data/tokenizer/tokenizer.json"),
-            int(manifest["end_of_text_id"]),
+            open_tokenizer(tokenizer_path(workspace)),
+            int(read_manifest(directory)["end_of_text_id"]),
             Batches(
                 tokens, training.sequences_per_step, training.sequence_length, settings.seed, settings.stage, replay
             ),
@@ -75,10 +79,5 @@ class TrainingData:
 def _held_out(workspace: Path, settings: Settings, stage: str) -> Ids:
     """Windows of `stage`'s held-out text, as long as this stage's sequences."""
     length, most = settings.training.sequence_length, settings.evaluation.validation_tokens
-    return validation_windows(_open_split(workspace, stage, VALIDATION), length, most, stage, settings.stage)
-
-
-def _open_split(workspace: Path, stage: str, split: str) -> Tokens:
-    """The tokens of `stage`'s text that are trained on or held out."""
-    directory = token_directory(workspace, stage)
-    return open_tokens(directory / f"{split}.bin", read_manifest(directory)["dtype"])
+    tokens = open_split(token_directory(workspace, stage), VALIDATION)
+    return validation_windows(tokens, length, most, stage, settings.stage)

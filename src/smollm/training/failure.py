@@ -12,9 +12,8 @@ from smollm.device.hardware import Hardware
 from smollm.model.llama import LlamaForCausalLM
 from smollm.model.sharding import gradient_norm
 from smollm.state.files import write_json
-from smollm.state.tokens import TRAIN, documents_of
+from smollm.state.tokens import TRAIN, documents_of, token_directory
 from smollm.training.batches import Batches
-from smollm.training.data import token_directory
 
 
 def measure_sequences(model: LlamaForCausalLM, batches: Batches, step: int, hardware: Hardware) -> list[dict[str, Any]]:

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from smollm.device.hardware import Hardware
 from smollm.model.throughput import flops_per_token, parameter_count
-from smollm.state.tokens import TRAIN, read_manifest
+from smollm.state.tokens import TRAIN, read_manifest, token_directory
 from smollm.tracking import announce
-from smollm.training.data import token_directory
 from smollm.training.settings import Settings
 
 

@@ -12,12 +12,11 @@ from smollm.stage import report
 from smollm.stage.run import StageRun
 from smollm.state.files import replace_directory
 from smollm.state.journal import Kind, Record
-from smollm.state.tokens import open_tokenizer, read_manifest
+from smollm.state.tokens import open_tokenizer, read_manifest, token_directory, tokenizer_path
 from smollm.tracking import announce, summary
 from smollm.tracking.console import say
 from smollm.training.checkpoint import BEST, LAST, Checkpoint, load
 from smollm.training.checkpoint_store import CheckpointStore
-from smollm.training.data import token_directory
 from smollm.training.settings import Settings
 
 _ARTIFACTS = ("metrics.json", "training_log.txt", "loss.svg", "losses.tsv", "validation.tsv", "speed.tsv")
@@ -56,7 +55,7 @@ class Publisher:
         """Write models/<stage>, and have MLflow register and store it as the settings say."""
         directory = run.workspace.directory
         model = directory / "models" / self.settings.stage
-        tokenizer = open_tokenizer(directory / "data/tokenizer/tokenizer.json")
+        tokenizer = open_tokenizer(tokenizer_path(directory))
         export.write_model(model, self.settings.model, exported.exported, tokenizer, end_of_text_id)
         if self.is_final:
             run.registered_model = self.tracking.registered_model

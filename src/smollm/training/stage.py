@@ -15,18 +15,18 @@ from smollm.operate.preflight import Preflight, check_vocabulary
 from smollm.stage import report
 from smollm.stage.run import StageRun, run_stage
 from smollm.state.journal import Kind
-from smollm.state.tokens import TRAIN, VALIDATION, read_manifest
+from smollm.state.tokens import TRAIN, VALIDATION, read_manifest, token_directory
 from smollm.state.workspace import Workspace
 from smollm.tracking import announce
 from smollm.tracking.console import ProgressBar
+from smollm.tracking.datasets import token_dataset
 from smollm.tracking.observer import RunInputs
-from smollm.tracking.run_record import Dataset
 from smollm.training import checkpoint, failure
 from smollm.training.agreement import check_group, check_hardware, check_machines
 from smollm.training.assembly import assemble, hardware_values
 from smollm.training.checkpoint import LAST, Checkpoint
 from smollm.training.checkpoint_store import CheckpointStore
-from smollm.training.data import TrainingData, token_directory
+from smollm.training.data import TrainingData
 from smollm.training.plan import plan_lines
 from smollm.training.publish import Publisher
 from smollm.training.records import Records
@@ -191,16 +191,7 @@ class TrainingStage:
         if self.continues:
             uses += [(self.continues, TRAIN, "training")] if settings.training.replay_fraction else []
             uses += [(self.continues, VALIDATION, "validation")]
-        datasets = [
-            Dataset(
-                f"{stage}/{split}",
-                run.state.inputs[f"data/tokens/{stage}"] or "",
-                context,
-                f"data/tokens/{stage}/{split}.bin",
-                read_manifest(token_directory(directory, stage))[split],
-            )
-            for stage, split, context in uses
-        ]
+        datasets = [token_dataset(run.state, *use) for use in uses]
         parent = directory / "reports" / self.continues / "run.json" if self.continues else None
         return RunInputs(sections, datasets, parent)
 
