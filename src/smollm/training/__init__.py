@@ -1,4 +1,4 @@
 """Stages `pretrain` and `finetune`: batches, schedule, optimizers, the loop, validation, checkpoints.
 
-Imported by `stages/pretrain.py` and `stages/finetune.py`; never imports `corpus`.
+Imported by `stages/training.py`, for `pretrain` and `finetune`; never imports `corpus`.
 """
