@@ -207,6 +207,27 @@ def test_an_impossible_value_is_refused_with_where_rule_value_and_fix(
     assert fix
 
 
+@pytest.mark.parametrize(
+    ("written", "where", "rule"),
+    [
+        ("seed: 0x{}", "seed", "must fit into 64 bits"),
+        ("seed: -0x{}", "seed", "must fit into 64 bits"),
+        ("seed: {{a: 0x{}}}", "seed", "must be a whole number"),
+        ("seed: 1\nseeds: 0x{}", "seeds", "is not a setting"),
+    ],
+)
+def test_a_hexadecimal_integer_too_long_to_print_is_refused_by_name(
+    written: str, where: str, rule: str, tmp_path: Path
+) -> None:
+    text = SMOLLM_135M.read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("seed:"))
+    (tmp_path / "params.yaml").write_text(text.replace(line, written.format("f" * 5000)))
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "params.yaml")
+    (message,) = str(caught.value).splitlines()
+    assert message.startswith(f"params.yaml: {where} {rule}, got a number of thousands of digits; ")
+
+
 def test_the_micro_batch_message_names_the_neighbours(tmp_path: Path) -> None:
     lines = problems(tmp_path, {"runtime.micro_batch_size": 20})
     assert lines[0] == (

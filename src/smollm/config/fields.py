@@ -168,7 +168,7 @@ def _name(hint: object) -> str:
 
 def _type_fix(options: tuple[object, ...], value: object) -> str:
     choices = [str(m.value) for o in options if isinstance(o, type) and issubclass(o, Enum) for m in o]
-    near = difflib.get_close_matches(str(value), choices, n=1)
+    near = difflib.get_close_matches(_show(value).strip("'"), choices, n=1)
     if near:
         return f"did you mean {near[0]}?"
     if isinstance(value, str) and any(option in (int, float) for option in options):
@@ -187,5 +187,8 @@ def _join(where: str, key: object) -> str:
 
 
 def _show(value: object) -> str:
-    text = value if value == "nothing" else repr(value)
+    try:
+        text = value if value == "nothing" else repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits, but YAML may hold a hexadecimal one
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
