@@ -60,7 +60,7 @@ def test_a_line_that_is_no_row_is_refused_with_its_number(
     assert table_refusal(tmp_path, "a.jsonl", content).startswith(f"data/raw/a.jsonl: line {line}: {message}")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonlines", "a.ndjson"])
 @pytest.mark.parametrize("content", [b'{\n "text": "a"\n}\n', b'{"text": "a"} {"text": "b"}\n'])
 def test_rows_that_are_not_one_a_line_are_told_which_name_reads_them(name: str, content: bytes, tmp_path: Path) -> None:
     fix = "; fix the line, or name the file .json if its rows are not one a line"
@@ -96,6 +96,7 @@ def test_an_integer_of_any_length_may_stand_in_another_key_but_not_for_the_text(
         ("a.json", b'\n [{"text": "a"},\n  {"text": "b"}]\n', ["a", "b"]),
         ("a.json", b'{\n  "text": "a",\n  "n": {"m": 1}\n}\n', ["a"]),
         ("a.ndjson", b'{"text":"a"}\n{"text":"b"}\n', ["a", "b"]),
+        ("a.jsonlines", b'{"text":"a"}\n{"text":"b"}\n', ["a", "b"]),
         ("a.json", b'{\n "text": "a"\n}\n{\n "text": "b"\n}\n', ["a", "b"]),
         ("a.json", b'{"text":"a"}{"text":"b"} {"text":"c"}', ["a", "b", "c"]),
         ("a.json", b'[{"text":"a"}]\n[]\n[{"text":"b"}]', ["a", "b"]),
@@ -109,6 +110,7 @@ def test_an_integer_of_any_length_may_stand_in_another_key_but_not_for_the_text(
         "list",
         "one row",
         "ndjson",
+        "jsonlines",
         "indented objects",
         "objects in a line",
         "lists",

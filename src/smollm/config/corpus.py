@@ -19,7 +19,7 @@ class CorpusSource(Enum):
     PYTHON_DOCS = "python-docs"
     """Their docstrings and documentation files."""
     FILES = "files"
-    """The user's own txt, md, jsonl, ndjson, json, parquet, csv or tsv files, compressed or not."""
+    """The user's own txt, md, jsonl, jsonlines, ndjson, json, parquet, csv or tsv files, compressed or not."""
     HUB = "hub"
     """A dataset of the Hugging Face hub."""
 

@@ -17,7 +17,7 @@ from smollm.errors import CorpusError
 Row = tuple[str, object]
 """The row's place in the file, for messages, and the row (in a JSON file any value can stand there)."""
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".jsonlines", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}
 """Tried in this order, by suffix."""
