@@ -178,7 +178,7 @@ def test_embedding_and_norms_have_a_rate_of_their_own_beside_muon(model_config: 
         torch.testing.assert_close(moved, share * less, rtol=1e-4, atol=1e-7, msg=name)
 
 
-def test_rates_that_a_captured_step_reads_are_written_in_place(model_config: ModelConfig) -> None:
+def test_rates_that_a_captured_step_reads_are_written_in_place_once(model_config: ModelConfig) -> None:
     optimizer = Optimizer(build_model(model_config), replace(MUON, embedding_lr=0.02))
     rates = [torch.tensor(0.0), torch.tensor(0.0)]
     for part, rate in zip(optimizer.parts, rates, strict=True):
@@ -186,6 +186,7 @@ def test_rates_that_a_captured_step_reads_are_written_in_place(model_config: Mod
             group["lr"] = rate
     optimizer.set_learning_rate(0.005)
     assert [rate.item() for rate in rates] == pytest.approx([0.01, 0.005])
+    assert [rate._version for rate in rates] == [1, 1]
 
 
 def test_adamw_alone_has_one_rate(model_config: ModelConfig) -> None:

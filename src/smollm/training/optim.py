@@ -192,11 +192,12 @@ class Optimizer:
         With Muon the other parameters have `rate * embedding_lr / lr`.
         """
         for part, ratio in zip(self.parts, self._rate_ratios, strict=True):
+            current = part.param_groups[0]["lr"]
+            if isinstance(current, Tensor):  # the same one in all groups of the part
+                current.fill_(rate * ratio)
+                continue
             for group in part.param_groups:
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rate * ratio)
-                else:
-                    group["lr"] = rate * ratio
+                group["lr"] = rate * ratio
 
     def zero_grad(self) -> None:
         for part in self.parts:
