@@ -2,7 +2,7 @@
 
 from smollm.config.file import load
 from smollm.state.workspace import Workspace
-from smollm.training.data import resolve_steps
+from smollm.training.data import resolve_epochs
 from smollm.training.settings import Settings
 from smollm.training.stage import TrainingStage
 from stages import WORKSPACE
@@ -16,7 +16,7 @@ def train(stage: str, continues: str | None = None) -> None:
         stage=stage,
         seed=config.seed,
         model=config.model,
-        training=resolve_steps(config.training(stage), stage, WORKSPACE),
+        training=resolve_epochs(config.training(stage), stage, WORKSPACE),
         evaluation=config.evaluation,
         runtime=config.runtime,
     )

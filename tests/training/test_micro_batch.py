@@ -226,7 +226,7 @@ def train_one_step(
         sequence_length=LENGTH,
         # a large eps makes AdamW's first step nearly proportional to the gradient: with a small one it
         # is the gradient's sign, which hides a wrong scale and flips where the gradient is a rounding
-        optimizer=OptimizerConfig(kind, 1e-3, 1e-3, 0.1, (0.9, 0.95), 0.1, 0.95, 5),
+        optimizer=OptimizerConfig(kind, 1e-3, 1e-3, 0.1, None, None, (0.9, 0.95), 0.1, 0.95, 5),
         schedule=ScheduleConfig(0, 0.0, 0.0),
         gradient_clip=1e9,
         log_every_steps=1,

@@ -20,6 +20,8 @@ MUON = OptimizerConfig(
     lr=0.01,
     embedding_lr=0.01,
     weight_decay=0.1,
+    weight_decay_epochs=None,
+    embedding_weight_decay=None,
     betas=(0.9, 0.95),
     eps=1e-8,
     momentum=0.9,
@@ -150,6 +152,23 @@ def test_weight_decay_shrinks_the_matrices_and_leaves_the_norms(
         part.step()
     for name, value in model.weights().items():
         expected = before[name] if value.ndim == 1 else before[name] * (1 - 0.01 * 0.1)
+        torch.testing.assert_close(value.detach(), expected, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@KINDS
+def test_embedding_and_output_projection_can_have_a_weight_decay_of_their_own(
+    model_config: ModelConfig, config: OptimizerConfig
+) -> None:
+    model = build_model(replace(model_config, tie_word_embeddings=False))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = copy_of(model.weights())
+    for part in Optimizer(model, replace(config, embedding_weight_decay=0.3)).parts:
+        part.step()
+    decays = {name: 0.1 if name in hidden_matrices(model) else 0.3 for name, value in before.items() if value.ndim == 2}
+    assert sorted(decays.values())[-3:] == [0.1, 0.3, 0.3]
+    for name, value in model.weights().items():
+        expected = before[name] * (1 - 0.01 * decays.get(name, 0.0))
         torch.testing.assert_close(value.detach(), expected, rtol=1e-6, atol=1e-9, msg=name)
 
 

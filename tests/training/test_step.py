@@ -19,7 +19,7 @@ from smollm.training.assembly import Assembly
 from smollm.training.optim import Optimizer
 from smollm.training.step import Step
 
-CONFIG = OptimizerConfig(OptimizerKind.MUON, 0.01, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95, 5)
+CONFIG = OptimizerConfig(OptimizerKind.MUON, 0.01, 0.01, 0.1, None, None, (0.9, 0.95), 1e-8, 0.95, 5)
 
 
 def build(

@@ -183,16 +183,27 @@ def _check_training(name: str, config: Config, problems: Problems) -> None:
             f"set {name}.epochs to null" if training.steps else f"use e.g. 5000, or set {name}.epochs to e.g. 10",
         )
     elif training.steps is not None:
-        check_warmup(name, training, training.steps, problems)
+        check_warmup(name, training, problems)
+    optimizer = training.optimizer
+    if (optimizer.weight_decay is None) == (optimizer.weight_decay_epochs is None):
+        problems.add(
+            f"{name}.optimizer.weight_decay",
+            f"must be set, or {name}.optimizer.weight_decay_epochs, and the other null",
+            optimizer.weight_decay,
+            "use e.g. 0.1, or set weight_decay_epochs to e.g. 0.4"
+            if optimizer.weight_decay is None
+            else "set weight_decay_epochs to null",
+        )
 
 
-def check_warmup(stage: str, training: TrainingConfig, steps: int, problems: Problems) -> None:
-    """Add a problem where the warm-up of a stage of `steps` steps runs into its decay."""
-    most = training.max_warmup_steps(steps)
+def check_warmup(stage: str, training: TrainingConfig, problems: Problems) -> None:
+    """Add a problem where the warm-up of a stage, whose `steps` are set, runs into its decay."""
+    assert training.steps is not None
+    most = training.max_warmup_steps(training.steps)
     if training.schedule.warmup_steps > most:
         problems.add(
             f"{stage}.schedule.warmup_steps",
-            f"must leave room for the decay: at most {most} of the {steps} steps",
+            f"must leave room for the decay: at most {most} of the {training.steps} steps",
             training.schedule.warmup_steps,
             f"use {most} or fewer",
         )

@@ -52,8 +52,13 @@ class OptimizerConfig:
     """Peak learning rate."""
     embedding_lr: Annotated[float, above(0)]
     """Peak learning rate of embedding, output projection and norms when Muon trains the rest (kind: muon)."""
-    weight_decay: Annotated[float, at_least(0)]
-    """Decoupled, on matrices alone."""
+    weight_decay: Annotated[float | None, at_least(0)]
+    """Decoupled, on matrices alone; null if `weight_decay_epochs` is set instead."""
+    weight_decay_epochs: Annotated[float | None, above(0)]
+    """Passes over the stage's text after which the decay alone, at the peak rate, leaves 1/e of a matrix; null if
+    `weight_decay` is set instead. The best value depends less on the size of the text (arXiv:2405.13698)."""
+    embedding_weight_decay: Annotated[float | None, at_least(0)]
+    """Weight decay of embedding and output projection; null: that of the other matrices."""
     betas: Annotated[tuple[float, float], _BETAS]
     """Decay of AdamW's two moments."""
     eps: Annotated[float, above(0)]
@@ -61,6 +66,12 @@ class OptimizerConfig:
     """Muon's Nesterov momentum."""
     newton_schulz_steps: Annotated[int, between(1, 20)]
     """Muon's iterations towards an orthogonal update."""
+
+    @property
+    def decays(self) -> tuple[float, float]:
+        """Weight decay of the hidden matrices, and of embedding and output projection."""
+        assert self.weight_decay is not None, "resolved by resolve_epochs"
+        return self.weight_decay, self.weight_decay if (own := self.embedding_weight_decay) is None else own
 
 
 @dataclass(frozen=True)
@@ -112,14 +123,9 @@ class TrainingConfig:
     def tokens_per_step(self) -> int:
         return self.sequences_per_step * self.sequence_length
 
-    @property
-    def own_tokens_per_step(self) -> float:
-        """Tokens of a step that are from the stage's own text, on average."""
-        return self.tokens_per_step * (1 - self.replay_fraction)
-
-    def steps_of(self, epochs: float, tokens: int) -> int:
-        """The number of steps that read the stage's own text, of `tokens` tokens, `epochs` times."""
-        return max(1, round(epochs * tokens / self.own_tokens_per_step))
+    def steps_per_epoch(self, tokens: int) -> float:
+        """The number of steps that read the stage's own text, of `tokens` tokens, once."""
+        return tokens / (self.tokens_per_step * (1 - self.replay_fraction))
 
     def max_warmup_steps(self, steps: int) -> int:
         """The longest warm-up that a stage of `steps` steps has room for: up to the decay."""

@@ -22,22 +22,28 @@ from smollm.training.batches import Batches, Ids, Replay, validation_windows
 from smollm.training.settings import Settings
 
 
-def resolve_steps(training: TrainingConfig, stage: str, workspace: Path) -> TrainingConfig:
-    """`training` with `steps` set: computed, if `epochs` is set, from the number of tokens that tokenize wrote.
+def resolve_epochs(training: TrainingConfig, stage: str, workspace: Path) -> TrainingConfig:
+    """`training` with `steps` and `weight_decay` set: computed, where they are given in epochs instead, from the number
+    of tokens that tokenize wrote.
 
     Raises:
         ConfigError: the warm-up does not fit into so few steps.
         CorpusError: there is no such text.
     """
-    if training.epochs is None:
+    optimizer = training.optimizer
+    if training.epochs is None and optimizer.weight_decay_epochs is None:
         return training
-    manifest = read_manifest(token_directory(workspace, stage))
-    steps = training.steps_of(training.epochs, int(manifest[TRAIN]["tokens"]))
-    problems = Problems("params.yaml")
-    check_warmup(stage, training, steps, problems)
-    if problems.lines:
-        raise ConfigError("\n".join(problems.lines))
-    return replace(training, steps=steps)
+    steps_per_epoch = training.steps_per_epoch(int(read_manifest(token_directory(workspace, stage))[TRAIN]["tokens"]))
+    if training.epochs is not None:
+        training = replace(training, steps=max(1, round(training.epochs * steps_per_epoch)))
+        problems = Problems("params.yaml")
+        check_warmup(stage, training, problems)
+        if problems.lines:
+            raise ConfigError("\n".join(problems.lines))
+    if optimizer.weight_decay_epochs is not None:
+        decay = 1 / (optimizer.lr * optimizer.weight_decay_epochs * steps_per_epoch)
+        training = replace(training, optimizer=replace(optimizer, weight_decay=decay))
+    return training
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Muon(_PartialOptimizer):
         group: Group | None = None,
     ) -> None:
         self.group = group or Group.single()
-        defaults = {"lr": rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
+        defaults = {"lr": rate, "weight_decay": config.decays[0], "momentum": config.momentum}
         self.newton_schulz_steps, self.dtype = config.newton_schulz_steps, dtype
         by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
@@ -169,19 +169,23 @@ class Optimizer:
             group: the processes that share Muon's work; by default this process alone.
         """
         self.kind = config.kind
-        hidden, decayed, not_decayed = _split_parameters(model, config.kind)
+        hidden, embeddings, norms = _split_parameters(model)
+        decay, embedding_decay = config.decays
+        groups = [
+            {"params": embeddings, "weight_decay": embedding_decay},
+            {"params": norms, "weight_decay": 0.0},
+        ]
+        is_muon = config.kind is OptimizerKind.MUON
+        if not is_muon:
+            groups.append({"params": hidden, "weight_decay": decay})
         is_captured = all(p.is_cuda and not is_sharded(p) for p in model.parameters())
-        peaks = [config.embedding_lr, config.lr] if hidden else [config.lr]
+        peaks = [config.embedding_lr, config.lr] if is_muon else [config.lr]
         self._rate_ratios = [peak / config.lr for peak in peaks]
         """Each part's rate, relative to the one that is set."""
         # a tensor on the device, so that a captured step can be replayed with another rate
         rates = [torch.tensor(peak, device="cuda") if is_captured else peak for peak in peaks]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": not_decayed, "weight_decay": 0.0},
-        ]
         self.parts: list[_PartialOptimizer] = [AdamW(groups, config, rates[0], is_captured)]
-        if hidden:
+        if is_muon:
             self.parts.append(Muon(hidden, config, rates[1], dtype, group))
         owners = {p: part for part in self.parts for each in part.param_groups for p in each["params"]}
         self._owners = {name: (p, owners[p]) for name, p in model.named_parameters()}
@@ -230,14 +234,12 @@ class Optimizer:
             }
 
 
-def _split_parameters(
-    model: nn.Module, kind: OptimizerKind
-) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters for Muon, those for AdamW with weight decay, and those for AdamW without."""
-    hidden, decayed, not_decayed = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
+def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """The hidden matrices; embedding and output projection; the norms."""
+    hidden, embeddings, norms = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in model.named_parameters():
-        if kind is OptimizerKind.MUON and parameter.ndim == 2 and ".layers." in name:
-            hidden.append(parameter)
+        if parameter.ndim == 1:
+            norms.append(parameter)
         else:
-            (decayed if parameter.ndim > 1 else not_decayed).append(parameter)
-    return hidden, decayed, not_decayed
+            (hidden if ".layers." in name else embeddings).append(parameter)
+    return hidden, embeddings, norms

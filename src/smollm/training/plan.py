@@ -28,7 +28,7 @@ def plan_lines(
         steps, first_step + steps, training.tokens_per_step, flops, parameter_count(model), processes
     )
     computer = announce.machine(machine.name, machine.device.type, machine.precision.value, machine.compile)
-    steps_per_epoch = read_manifest(token_directory(workspace, stage))[TRAIN]["tokens"] / training.own_tokens_per_step
+    steps_per_epoch = training.steps_per_epoch(read_manifest(token_directory(workspace, stage))[TRAIN]["tokens"])
     epochs = steps / steps_per_epoch
     lines = [f"{plan}; {computer}", announce.epochs(stage, steps, epochs)]
     if continues and training.replay_fraction:

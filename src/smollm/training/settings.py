@@ -16,12 +16,12 @@ class Settings:
     seed: int
     model: ModelConfig
     training: TrainingConfig
-    """With `steps` set, even if params.yaml gives `epochs`."""
+    """With `steps` and `weight_decay` set, even if params.yaml gives them in epochs."""
     evaluation: EvaluationConfig
     runtime: RuntimeConfig
 
     @property
     def steps(self) -> int:
         """Of this stage."""
-        assert self.training.steps is not None, "resolved by resolve_steps"
+        assert self.training.steps is not None, "resolved by resolve_epochs"
         return self.training.steps
