@@ -138,6 +138,19 @@ def test_the_rate_of_products_is_that_of_a_machine_that_runs_torch(cpu: Hardware
     assert 1e9 < cpu.product_rate() < 1e14
 
 
+@pytest.mark.gpu
+def test_reserved_memory_of_a_gpu_is_taken_until_it_is_dropped(gpu: Hardware) -> None:
+    before = torch.cuda.memory_allocated()
+    reserved = gpu.reserve(1 << 20)
+    assert torch.cuda.memory_allocated() - before >= 4 << 20
+    del reserved
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_nothing_is_reserved_without_a_gpu(cpu: Hardware) -> None:
+    assert cpu.reserve(1 << 50) is None
+
+
 def test_memory_and_attention_are_described(cpu: Hardware) -> None:
     cpu.synchronize()
     assert 0.01 < cpu.peak_memory_gib() < 1024

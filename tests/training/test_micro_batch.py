@@ -1,7 +1,8 @@
 """How a step is cut for the hardware, and that the cut changes nothing that is computed."""
 
+import weakref
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,24 @@ def test_a_search_out_of_memory_goes_on_with_the_next_smaller_size(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@dataclass(frozen=True)
+class Reserving(Hardware):
+    """A device that notes what is reserved on it."""
+
+    reserved: list[int] = field(default_factory=list)
+    references: list["weakref.ref[Tensor]"] = field(default_factory=list)
+
+    def reserve(self, values: int) -> Tensor:
+        memory = torch.empty(values)
+        self.reserved.append(values)
+        self.references.append(weakref.ref(memory))
+        return memory
+
+    def is_holding(self) -> bool:
+        """Whether what was reserved last is still in memory, and that alone."""
+        return [reference() is not None for reference in self.references] == [False] * (len(self.reserved) - 1) + [True]
+
+
 @pytest.mark.parametrize(
     ("ranks", "size", "keeps_average", "copies"),
     [
@@ -123,7 +142,7 @@ def test_a_search_out_of_memory_goes_on_with_the_next_smaller_size(
         (2, 2, True, 4),
     ],
 )
-def test_a_gpu_is_tried_with_all_in_memory_that_a_step_needs(
+def test_a_size_is_tried_with_all_in_memory_that_a_step_needs(
     model_config: ModelConfig,
     cpu: Hardware,
     monkeypatch: pytest.MonkeyPatch,
@@ -133,21 +152,21 @@ def test_a_gpu_is_tried_with_all_in_memory_that_a_step_needs(
     copies: int,
 ) -> None:
     """Beside the weights and one gradient, so many times as many float32 values."""
+    device = Reserving(cpu.device, cpu.precision, cpu.compile, cpu.name)
     model = make_model(model_config)
-    reserved: dict[int, int] = {}
+    held: list[bool] = []
+    fail_above(model, monkeypatch, most=size)
+    limited = model.training_loss
 
-    def fit(_: MicroBatchSearch, __: LlamaForCausalLM, tried: int, memory: Tensor) -> None:
-        reserved[tried] = memory.nbytes
-        if tried > size:
-            raise torch.OutOfMemoryError("out of memory")
+    def loss(*batch: Tensor) -> tuple[Tensor, Tensor]:
+        held.append(device.is_holding())
+        return limited(*batch)
 
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda count, *, device: empty(count))  # there may be no GPU
-    monkeypatch.setattr(MicroBatchSearch, "_try", fit)
-    gpu = replace(cpu, device=torch.device("cuda"))
+    monkeypatch.setattr(model, "training_loss", loss)
     group = Group(0, ranks)
-    assert MicroBatchSearch(make_batches(), Auto.AUTO, gpu, pytest.fail, group, keeps_average).run(model) == size
-    assert reserved[size] == copies * sum(weight.nbytes for weight in model.parameters())
+    assert MicroBatchSearch(make_batches(), Auto.AUTO, device, pytest.fail, group, keeps_average).run(model) == size
+    assert device.reserved[-1] == copies * sum(weight.numel() for weight in model.parameters())
+    assert all(held)
 
 
 @pytest.mark.parametrize(("wanted", "last"), [(Auto.AUTO, 1), (4, 4)])

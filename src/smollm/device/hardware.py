@@ -85,6 +85,10 @@ class Hardware:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
+    def reserve(self, values: int) -> torch.Tensor | None:
+        """Take a GPU's memory for `values` float32 values until the result is dropped; None on another device."""
+        return torch.empty(values, device=self.device) if self.device.type == "cuda" else None
+
     def attention_kernel(self, query_heads: int, key_value_heads: int, head_dim: int, length: int) -> str:
         """Which kernel `scaled_dot_product_attention` chooses for these shapes."""
         if self.device.type != "cuda":

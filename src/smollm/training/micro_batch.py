@@ -52,7 +52,7 @@ class MicroBatchSearch:
         waiting = list(sizes)
         while waiting:
             try:
-                self._try(model, waiting[0], self._reserve(model, waiting[0]))
+                self._try(model, waiting[0], self._values_besides(model, waiting[0]))
             except Exception as error:
                 if _is_out_of_memory(error):
                     del waiting[0]
@@ -130,18 +130,16 @@ class MicroBatchSearch:
             shallow = LlamaForCausalLM(replace(model.config, num_hidden_layers=layers), model.execution)
         return shallow.to(self.hardware.device)
 
-    def _reserve(self, model: LlamaForCausalLM, size: int) -> torch.Tensor | None:
-        """Reserve the GPU memory that training needs besides a micro-batch of `size` sequences and its gradient."""
-        if self.hardware.device.type != "cuda":
-            return None
+    def _values_besides(self, model: LlamaForCausalLM, size: int) -> int:
+        """How many float32 values training keeps besides the weights, a micro-batch of `size` and its gradient."""
         # the average, and the accumulated gradient or the one that is being averaged over the group
         copies = self.keeps_average + (size < self.local_sequences or self.group.size > 1)
-        values = _update_values(model) + copies * parameter_count(model.config)
-        return torch.empty(values, device=self.hardware.device)
+        return _update_values(model) + copies * parameter_count(model.config)
 
-    def _try(self, model: LlamaForCausalLM, size: int, _reserved: torch.Tensor | None = None) -> None:
-        """Compute the gradient of `size` sequences, while `_reserved` is in memory."""
+    def _try(self, model: LlamaForCausalLM, size: int, values_besides: int = 0) -> None:
+        """Compute the gradient of `size` sequences, with so many float32 values in a GPU's memory besides."""
         try:
+            _besides = self.hardware.reserve(values_besides)
             inputs, targets = (torch.from_numpy(ids[:size].copy()).to(self.hardware.device) for ids in self.batches(1))
             _validation = _reserve_validation(model, inputs, targets, self.hardware)
             with self.hardware.autocast():
