@@ -41,15 +41,19 @@ class Windows:
         self._epoch: int | None = None
 
     def start(self, index: int) -> int:
-        """The position in the stream at which the window begins that is number `index` in the order, from 0."""
+        """Where in the stream the window with this `index` in the random order begins; the first one has index 0."""
         epoch = index * self.length // len(self.tokens)
         if epoch != self._epoch:
-            self._first, following = (-(-e * len(self.tokens) // self.length) for e in (epoch, epoch + 1))
+            self._first = self._first_window(epoch)
             generator = np.random.default_rng(key(self.seed, "batches", self.stage, epoch))
-            self._order = generator.permutation(following - self._first)
+            self._order = generator.permutation(self._first_window(epoch + 1) - self._first)
             self._epoch = epoch
         window = self._first + int(self._order[index - self._first])
         return window * self.length % len(self.tokens)
+
+    def _first_window(self, epoch: int) -> int:
+        """How many windows begin in the epochs before this one."""
+        return -(-epoch * len(self.tokens) // self.length)  # rounded up
 
     def at(self, start: int) -> Ids:
         """T+1 tokens from `start` on; the stream wraps around at its end."""
@@ -71,8 +75,8 @@ class Replay:
 class Batches:
     """Training windows of a stage's own text and, with `replay`, of an earlier stage's.
 
-    After any number of steps, the replayed ones are that fraction of all, rounded to a whole number. They come in the
-    order in which the earlier stage read its text, so that it is text the model knows (if sequences are as long).
+    Of the sequences of all steps so far, `replay.fraction` are replayed, rounded to a whole number. They come in the
+    order in which the earlier stage read them, so that the model has seen them (if sequences are of the same length).
     """
 
     def __init__(
@@ -111,10 +115,14 @@ class Batches:
 
     def places(self, step: int) -> list[tuple[Windows, int]]:
         """The text of each sequence of step `step`, and the position at which it begins there; replayed ones last."""
-        before, after = (round(self._fraction * self.sequences * steps) for steps in (step - 1, step))
-        own = range((step - 1) * self.sequences - before, step * self.sequences - after)
-        indices = [*((self._own, index) for index in own), *((self._replayed, index) for index in range(before, after))]
-        return [(windows, windows.start(index)) for windows, index in indices]
+        replayed = range(self._replayed_after(step - 1), self._replayed_after(step))
+        own = range((step - 1) * self.sequences - replayed.start, step * self.sequences - replayed.stop)
+        parts = ((self._own, own), (self._replayed, replayed))
+        return [(windows, windows.start(index)) for windows, indices in parts for index in indices]
+
+    def _replayed_after(self, steps: int) -> int:
+        """How many sequences of the first `steps` steps are replayed."""
+        return round(self._fraction * self.sequences * steps)
 
 
 class BatchReader:

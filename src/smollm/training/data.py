@@ -60,7 +60,7 @@ class TrainingData:
 
     @classmethod
     def open(cls, workspace: Path, settings: Settings, continues: str | None) -> "TrainingData":
-        """Open the data of a stage, which `continues` another one or None.
+        """Open the data of a stage; `continues` names the stage whose checkpoint it starts from, if there is one.
 
         Raises:
             CorpusError: there is too little text for the stage's steps or validation.
