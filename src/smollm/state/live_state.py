@@ -29,7 +29,7 @@ _SILENT_SECONDS = 3600.0
 """How long to wait for a process of another workspace that no longer writes to the state."""
 
 _UNSEEN_SECONDS = 60.0
-"""The same for a process of another machine, where the file system has no locks."""
+"""After so long without a change, the claim of a process of another machine is ignored (file systems without locks)."""
 
 _REMINDER_SECONDS = 600.0
 """Time between two lines that say that a stage is still waiting."""

@@ -112,7 +112,7 @@ def remove_unneeded(
 
     These are:
     - every state whose result DVC has recorded in dvc.lock;
-    - of a stage with a recorded result, all abandoned states but the newest;
+    - of a stage that has finished, all abandoned states but the newest `KEPT` with something to resume from;
     - of the stage that is starting, abandoned states with nothing to resume from.
 
     Args:
@@ -132,13 +132,15 @@ def remove_unneeded(
     for stage in sorted({state.stage for state in own}):
         of_stage = sorted((state for state in own if state.stage == stage), key=attrgetter("last_used"), reverse=True)
         recorded = [s for s in of_stage if s.is_complete and workspace.is_recorded(stage, s.directory.name)]
-        is_finished = starting is None or bool(recorded)
-        if is_finished or stage == starting:
-            abandoned = [state for state in of_stage if state not in recorded]
+        kept = abandoned = [state for state in of_stage if state not in recorded]
+        has_finished = starting is None or bool(recorded)
+        if has_finished or stage == starting:
             kept = [state for state in abandoned if state.holds_work and not _is_done_elsewhere(state, workspace)]
-            for state in abandoned:
-                if state not in (kept[:KEPT] if is_finished else kept):
-                    _remove_if_possible(state, announced)
+        if has_finished:
+            kept = kept[:KEPT]
+        for state in abandoned:
+            if state not in kept:
+                _remove_if_possible(state, announced)
         for state in recorded:
             _remove_if_possible(state, on_removal)
     for half_removed in (workspace.root / ".resume").glob("*/.*"):  # by a process that was killed meanwhile

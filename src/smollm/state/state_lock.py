@@ -30,7 +30,7 @@ LOCK_FILES = ("lock", "claim")
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 _CLAIM_SECONDS = 0.5
-"""Longer than a process takes from reading that nobody claims a state to writing its own claim."""
+"""How long to wait after writing a claim: a process that saw no claim before has written its own by then."""
 
 _CLOCK_SECONDS = 60.0
 """How far the clock may be adjusted during a process's life: the start of a process is computed from the clock."""

@@ -126,7 +126,8 @@ def documents_of(directory: Path, split: str) -> tuple[NDArray[np.uint64], list[
             names[str(name)] += keys.tolist()
     if str(read_manifest(directory)["split"]) == BY_DOCUMENT:
         return offsets, names[split]
-    joined = names[TRAIN] + names[VALIDATION]  # cut at its end; the document that was cut is in both splits
+    # the end of the whole text is held out; a document that begins before it and ends in it is in both splits
+    joined = names[TRAIN] + names[VALIDATION]
     return offsets, joined[: len(offsets)] if split == TRAIN else joined[-len(offsets) :]
 
 
