@@ -1,7 +1,7 @@
 """A training stage, `pretrain` or `finetune`, from params to published outputs."""
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +148,7 @@ class TrainingStage:
         trainer.records.log(line, trainer.step)
 
     def _loop(self, trainer: Trainer, preflight: Preflight, run: StageRun | None) -> None:
-        """Train to the end; rank 0 announces how long it takes, and writes a report on a step that fails."""
+        """Train to the end; rank 0 announces how long it takes."""
         settings, group = self.settings, trainer.group
 
         def on_pace(seconds: float) -> None:
@@ -157,26 +157,30 @@ class TrainingStage:
                 preflight.check_pace(steps, seconds)
                 trainer.records.log(announce.pace(steps, seconds), trainer.step)
 
-        if run is not None:
-            _failure_report(run).unlink(missing_ok=True)  # of an earlier attempt
         progress = ProgressBar(settings.stage, settings.steps, trainer.done, is_shown=run is not None)
         request = None if run is None else run.stop_request
-        with closing(trainer.store), closing(progress), StopSignal(group.size == 1, request) as stop:
-            try:
-                trainer.run(stop, progress, on_pace)
-            except NonFinite as error:
-                if run is not None:
-                    self._report_failure(run, trainer.data, error)
-                raise
+        stopping, reporting = StopSignal(group.size == 1, request), self._reporting_failure(run, trainer.data)
+        with closing(trainer.store), closing(progress), stopping as stop, reporting:
+            trainer.run(stop, progress, on_pace)
         if run is not None:
             # the last point of a curve says little about the speed of the whole run
             median = report.speed_metrics(trainer.journal.records())["tokens_per_second"]
             trainer.journal.append(Kind.RESULT, trainer.step, **{"speed/median_tokens_per_second": median})
 
-    def _report_failure(self, run: StageRun, data: TrainingData, error: NonFinite) -> None:
-        """Write the report on a step with a non-finite loss or gradient."""
-        run.artifacts["failure.json"] = _failure_report(run)
-        failure.write(_failure_report(run), error.values, data.batches, self.workspace.directory, data.tokenizer)
+    @contextmanager
+    def _reporting_failure(self, run: StageRun | None, data: TrainingData) -> Iterator[None]:
+        """Have rank 0 write a report on a step with a non-finite loss or gradient."""
+        if run is None:
+            yield
+            return
+        path = run.reports / "failure.json"
+        path.unlink(missing_ok=True)  # of an earlier attempt
+        try:
+            yield
+        except NonFinite as error:
+            run.artifacts[path.name] = path
+            failure.write(path, error.values, data.batches, self.workspace.directory, data.tokenizer)
+            raise
 
     def _inputs(self, run: StageRun) -> RunInputs:
         settings, directory = self.settings, self.workspace.directory
@@ -194,8 +198,3 @@ class TrainingStage:
         datasets = [token_dataset(run.state, *use) for use in uses]
         parent = directory / "reports" / self.continues / "run.json" if self.continues else None
         return RunInputs(sections, datasets, parent)
-
-
-def _failure_report(run: StageRun) -> Path:
-    """Where the report on a step with a non-finite loss or gradient is."""
-    return run.reports / "failure.json"
