@@ -20,9 +20,16 @@ RIGHT: dict[str, Any] = {
 }
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes integers too long for Python's decimal digits in hexadecimal ones."""
+
+
+_Dumper.add_representer(int, lambda dumper, value: dumper.represent_int(value if value < 2**64 else hex(value)))
+
+
 def write(directory: Path, name: str = "rates", **changes: Any) -> Path:
     path = directory / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**RIGHT, **changes}, sort_keys=False))
+    path.write_text(yaml.dump({**RIGHT, **changes}, sort_keys=False, Dumper=_Dumper))
     return path
 
 
@@ -70,6 +77,16 @@ def test_the_studies_of_the_repository_are_right(path: Path) -> None:
         ("pretrain.steps", {"range": [0.5, 9]}, "must be two whole numbers, the smaller first, got [0.5, 9]; write"),
         ("pretrain.export", {"range": [1, 2]}, "must be choices, as the setting is not a number, got [1, 2]; write {"),
         ("pretrain.export", {"choices": ["best", "lats"]}, "must be best, last, got 'lats'; did you mean last?"),
+        (
+            "pretrain.steps",
+            {"choices": [1, 16**4000]},
+            "must have numbers of at most 64 bits, got a number of",
+        ),
+        (
+            "pretrain.optimizer.lr",
+            {"log": [1, 16**4000]},
+            "must have numbers of at most 64 bits, got a number of",
+        ),
         ("pretrain.export", {"choices": ["best", "best"]}, "must list numbers, strings, true, false or null, each"),
         (
             "runtime.device",

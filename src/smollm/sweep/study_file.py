@@ -194,6 +194,9 @@ def _space(
         fix = "write e.g. {log: [1.0e-3, 1.0e-2]}, {range: [0.0, 0.2]} or {choices: [16, 32]}"
         problems.add(where, f"must be one of {', '.join(_KINDS)}, with a list", given, fix)
         return None
+    if any(isinstance(value, int) and abs(value) >= 2**63 for value in values):
+        problems.add(where, "must have numbers of at most 64 bits", values, "write numbers of fewer digits")
+        return None
     if kind == "choices":
         space = _choices(where, values, problems)
     else:

@@ -110,6 +110,11 @@ def epochs(stage: str, steps: int, count: float) -> str:
     return f"{steps:,} steps are {count:,.3g} {'epoch' if count == 1 else 'epochs'} of {stage}'s text"
 
 
+def weight_decay(decay: float, epochs: float) -> str:
+    """The weight decay that follows from the number of epochs in which it takes matrices to 1/e."""
+    return f"weight decay {decay:.3g}, since weight_decay_epochs is {epochs:g}"
+
+
 def replay(stage: str, fraction: float) -> str:
     """A part of the training text is that of the earlier `stage`."""
     return f"{100 * fraction:.3g}% of the sequences replay {stage}'s text"

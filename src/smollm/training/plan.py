@@ -12,7 +12,7 @@ from smollm.training.settings import Settings
 def plan_lines(
     settings: Settings, workspace: Path, continues: str | None, first_step: int, machine: Hardware, processes: int
 ) -> list[str]:
-    """How much the stage computes, on what, and how often it reads its text.
+    """How much the stage computes, on what, and how often it reads its text, and what follows from that.
 
     Args:
         settings: of the stage.
@@ -31,6 +31,9 @@ def plan_lines(
     steps_per_epoch = training.steps_per_epoch(read_manifest(token_directory(workspace, stage))[TRAIN]["tokens"])
     epochs = steps / steps_per_epoch
     lines = [f"{plan}; {computer}", announce.epochs(stage, steps, epochs)]
+    optimizer = training.optimizer
+    if optimizer.weight_decay is not None and optimizer.weight_decay_epochs is not None:
+        lines.append(announce.weight_decay(optimizer.weight_decay, optimizer.weight_decay_epochs))
     if continues and training.replay_fraction:
         lines.append(announce.replay(continues, training.replay_fraction))
     if epochs > announce.MANY_EPOCHS:
