@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from smollm.config.model import ModelConfig
 from smollm.device.hardware import Hardware
-from smollm.errors import ConfigError, CorpusError
-from smollm.evaluate import memory, samples, tasks
+from smollm.errors import CorpusError
+from smollm.evaluate import memory, samples
 from smollm.evaluate.syntax import has_code, is_accepted
 from smollm.evaluate.text import TEXTS
 from smollm.model.llama import LlamaForCausalLM
@@ -98,12 +98,3 @@ def test_python_may_end_too_soon_but_not_be_wrong_before(text: str, accepted: bo
 )
 def test_a_text_that_is_still_in_its_first_docstring_says_nothing_about_syntax(text: str, expected: bool) -> None:
     assert has_code(text) is expected
-
-
-def test_tasks_without_lm_eval_are_refused_with_the_way_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    tasks.check(())
-    with pytest.raises(
-        ConfigError, match=r"evaluate.tasks must be empty where lm_eval.*got hellaswag; run `pip install"
-    ):
-        tasks.check(("hellaswag",))

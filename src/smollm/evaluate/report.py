@@ -9,6 +9,7 @@ import numpy as np
 
 from smollm.evaluate import memory
 from smollm.evaluate.results import Results
+from smollm.evaluate.tasks import STDERR
 from smollm.evaluate.text import TEXTS
 from smollm.stage.picture import draw
 from smollm.stage.report import write_log, write_table
@@ -30,6 +31,9 @@ FILES = (
     "log.txt",
 )
 """What is written, and MLflow gets a copy of."""
+
+_NOT_MLFLOWS = r"[^\w./: -]"
+"""A character that MLflow does not allow in the name of a metric; some of lm-eval's have one."""
 
 _SOURCES = 15
 _SHOWN_SAMPLES = 3
@@ -72,7 +76,7 @@ def mlflow_metrics(results: Results) -> dict[str, float]:
     if "code" in metrics:
         numbers["evaluate/code_accepted"] = metrics["code"]["accepted"]
     for task, values in results.tasks.items():
-        numbers |= {f"evaluate/{task}_{name}": value for name, value in values.items()}
+        numbers |= {re.sub(_NOT_MLFLOWS, "_", f"evaluate/{task}_{name}"): value for name, value in values.items()}
     return numbers
 
 
@@ -227,10 +231,17 @@ _UNITS = ("tokens", "characters")
 def _tasks(results: Results) -> list[str]:
     if not results.tasks:
         return []
-    rows = [[task, name, f"{value:.4f}"] for task, values in results.tasks.items() for name, value in values.items()]
-    examples = results.settings.task_examples
-    limit = f" At most {examples} examples of each." if examples else ""
-    return ["## Tasks", f"Measured by lm-eval.{limit}", _table(["task", "metric", "value"], rows)]
+    rows = []
+    for task, values in results.tasks.items():
+        for name in values:
+            if name != "examples" and not name.endswith(STDERR):
+                cells = [f"{values[key]:.4f}" if key in values else "" for key in (name, name + STDERR)]
+                rows.append([task, name, *cells, str(values.get("examples", ""))])
+    return [
+        "## Tasks",
+        "Measured by lm-eval.",
+        _table(["task", "metric", "value", "standard error", "examples"], rows),
+    ]
 
 
 def _samples(results: Results) -> list[str]:

@@ -97,8 +97,8 @@ class _Measurements:
             self._part(f"samples_{text.name}", partial(self._samples, text))
         for name in TEXTS:
             self._part(f"overlaps_{name}", partial(self._overlaps, name))
-        if self.settings.tasks:
-            self._part("tasks", self._tasks)
+        for number, name in enumerate(self.settings.tasks):
+            self._part(f"task_{number}", partial(self._task, name), f"task {name}")
         results = self.read()
         self.run.state.journal.append(Kind.RESULT, 0, **report.mlflow_metrics(results))
 
@@ -114,17 +114,23 @@ class _Measurements:
             held_out={name: self._read(f"held_out_{name}") for name in TEXTS},
             samples={name: self._read(f"samples_{name}") for name in TEXTS},
             overlaps=rows,
-            tasks=self._read("tasks") if self.settings.tasks else {},
+            tasks={
+                task: values
+                for number in range(len(self.settings.tasks))
+                for task, values in self._read(f"task_{number}").items()
+            },
         )
 
-    def _part(self, name: str, measure: Callable[[], Any]) -> None:
-        path = self._path(name)
+    def _part(self, name: str, measure: Callable[[], Any], shown: str | None = None) -> None:
+        """Take one measurement and keep it as file `name`."""
+        self.run.check_stop()
+        path, shown = self._path(name), shown or name.replace("_", " ")
         if path.exists():
-            self.run.log(announce.measured_before(name))
+            self.run.log(announce.measured_before(shown))
             return
         began = time.monotonic()
         write_json(path, measure())
-        self.run.log(announce.measured(name, time.monotonic() - began))
+        self.run.log(announce.measured(shown, time.monotonic() - began))
 
     def _read(self, name: str) -> Any:
         return json.loads(self._path(name).read_text(encoding="utf-8"))
@@ -157,8 +163,8 @@ class _Measurements:
         with closing(ProgressBar(f"evaluate {name}'s training text", 2 * tokens, unit="token")) as progress:
             return memory.compare(self.directory, name, self._continuations(), tokenizer, progress.update)
 
-    def _tasks(self) -> dict[str, dict[str, float]]:
-        return tasks.run(self.directory / MODEL, self.settings, self._loaded[2], self.stage.seed)
+    def _task(self, name: str) -> dict[str, dict[str, float]]:
+        return tasks.run(name, self.directory / MODEL, self.settings, self._loaded[2], self.stage.seed)
 
     def _continuations(self) -> list[str]:
         """All samples, each followed by the document's own continuation."""

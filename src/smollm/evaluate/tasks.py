@@ -2,12 +2,16 @@
 
 import importlib.util
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 from smollm.config.evaluate import EvaluateConfig
 from smollm.device.hardware import Hardware
 from smollm.errors import ConfigError, CorpusError
+
+STDERR = "_stderr"
+"""Ends the name of a metric's standard error."""
 
 _WHERE = "params.yaml: evaluate.tasks"
 
@@ -23,8 +27,8 @@ def check(tasks: tuple[str, ...]) -> None:
     missing = [name for name in ("lm_eval", "accelerate", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"{_WHERE} must be empty where {', '.join(missing)} is not installed, got {', '.join(tasks)}; run "
-            "`pip install 'lm-eval[hf]'`, or set it to []"
+            f"{_WHERE} must be empty without lm-eval ({', '.join(missing)} not found), got {', '.join(tasks)}; run "
+            f"`{sys.executable} -m pip install 'lm-eval[hf]'`, or set it to []"
         )
     from lm_eval.tasks import TaskManager
 
@@ -35,17 +39,18 @@ def check(tasks: tuple[str, ...]) -> None:
         raise ConfigError(f"{_WHERE} must name tasks of lm-eval, got {unknown[0]!r}; `lm-eval ls tasks` lists them")
 
 
-def run(model: Path, settings: EvaluateConfig, hardware: Hardware, seed: int) -> dict[str, dict[str, float]]:
-    """The metrics of each task, and of each group's parts.
+def run(name: str, model: Path, settings: EvaluateConfig, hardware: Hardware, seed: int) -> dict[str, dict[str, float]]:
+    """The metrics of a task and of its parts, if it is a group: with their standard errors, and the examples used.
 
     Args:
+        name: of the task.
         model: a Hugging Face folder.
-        settings: which tasks, and how many examples of each.
+        settings: how many examples.
         hardware: device and precision.
         seed: of the choice of examples in the prompt.
 
     Raises:
-        CorpusError: a task's data is neither here nor to be had.
+        CorpusError: the task's data is neither here nor to be had, or lm-eval cannot run the task.
     """
     from lm_eval import simple_evaluate
 
@@ -53,28 +58,41 @@ def run(model: Path, settings: EvaluateConfig, hardware: Hardware, seed: int) ->
         results = simple_evaluate(
             model="hf",
             model_args={"pretrained": str(model), "dtype": str(hardware.dtype).removeprefix("torch.")},
-            tasks=list(settings.tasks),
+            tasks=[name],
             limit=settings.task_examples,
             device=str(hardware.device),
             batch_size=8,
-            bootstrap_iters=0,
+            bootstrap_iters=100,
             log_samples=False,
             random_seed=seed % 2**32,
             numpy_random_seed=seed % 2**32,
             torch_random_seed=seed % 2**32,
             fewshot_random_seed=seed % 2**32,
         )
-    except Exception as error:  # of the hub's client, datasets and the tasks' own code: no common base
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    except OSError as error:  # the base of what the hub's client and datasets raise
         raise CorpusError(
-            f"{_WHERE}: the data of {', '.join(settings.tasks)} must be in the hub's cache or reachable, got "
-            f"{reason:.300}; run it once with a network, or leave the task out"
+            f"{_WHERE}: the data of {name} must be in the hub's cache or reachable, got {_reason(error)}; run it once "
+            "with a network, or leave the task out"
         ) from None
-    measured: dict[str, dict[str, Any]] = results["results"] if results else {}
-    return {task: _numbers(values) for task, values in sorted(measured.items())}
+    except Exception as error:  # of the tasks' own code: no common base
+        raise CorpusError(f"{_WHERE}: lm-eval must be able to run {name}, got {_reason(error)}; leave it out") from None
+    samples = results["n-samples"]
+    return {
+        task: _numbers(values) | ({"examples": samples[task]["effective"]} if task in samples else {})
+        for task, values in sorted(results["results"].items())
+    }
+
+
+def _reason(error: Exception) -> str:
+    return f"{' '.join(f'{type(error).__name__}: {error}'.split()):.300}"
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
     """The metrics of a task by name; lm-eval adds the name of a filter, which is usually none."""
-    numbers = {name: value for name, value in values.items() if isinstance(value, float) and "stderr" not in name}
-    return {name.removesuffix(",none").replace(",", "_"): value for name, value in sorted(numbers.items())}
+    numbers = {}
+    for key, value in sorted(values.items()):
+        metric, _, kind = key.partition(",")
+        if isinstance(value, float):
+            name = metric.removesuffix(STDERR) + ("" if kind in ("", "none") else f"_{kind}")
+            numbers[name + (STDERR if metric.endswith(STDERR) else "")] = value
+    return numbers

@@ -164,10 +164,10 @@ def checkpoint_damaged(error: Exception) -> str:
 
 
 def measured(name: str, seconds: float) -> str:
-    """Stage evaluate has taken one of its measurements, such as held_out_pretrain."""
-    return f"{name.replace('_', ' ')}: measured in {duration(seconds)}"
+    """Stage evaluate has taken one of its measurements, such as held out pretrain."""
+    return f"{name}: measured in {duration(seconds)}"
 
 
 def measured_before(name: str) -> str:
     """A killed process has taken the measurement."""
-    return f"{name.replace('_', ' ')}: resumed, it was measured before"
+    return f"{name}: resumed, it was measured before"

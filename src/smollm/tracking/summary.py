@@ -57,5 +57,7 @@ def evaluation(metrics: dict[str, Any]) -> str:
         code = metrics["code"]
         real = f"{code['held_out_accepted']:.0%} of held-out files"
         lines.append(f"  Python            the parser accepts {code['accepted']:.0%} of samples, {real}")
-    lines += [f"  {task:<18}{values}" for task, values in metrics.get("tasks", {}).items()]
+    for task, values in metrics.get("tasks", {}).items():
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        lines.append(f"  {task:<17} {shown}")
     return "\n".join([*lines, "  report            reports/evaluate/report.md\n"])
