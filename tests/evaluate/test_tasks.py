@@ -20,6 +20,9 @@ from smollm.config.model import ModelConfig
 from smollm.device.hardware import Hardware
 from smollm.errors import ConfigError, CorpusError
 from smollm.evaluate import tasks
+from smollm.evaluate.report import mlflow_metrics
+from smollm.evaluate.results import Results
+from smollm.evaluate.text import TEXTS
 from smollm.model.export import write_model
 
 
@@ -91,6 +94,22 @@ def test_metrics_have_their_errors_filters_and_the_number_of_examples(
         "group": {"acc": 0.5},
         "known": {"acc": 0.5, "acc_stderr": 0.1, "match_strict": 1.0, "examples": 16},
     }
+
+
+def test_mlflow_gets_no_name_that_it_refuses() -> None:
+    text = {"bits_per_byte": 1.0, "loss": 1.0, "tokens": 1, "bytes": 1}
+    overlap = {"tokens": 1, "characters": 1}
+    results = Results(
+        model="digest",
+        parameters=1,
+        length=16,
+        settings=SETTINGS,
+        held_out=dict.fromkeys(TEXTS, text),
+        samples={name: [{"is_code": False}] for name in TEXTS},
+        overlaps=[overlap] * 2 * len(TEXTS),
+        tasks={"mmlu_(general)": {"pass@1": 0.5}},
+    )
+    assert mlflow_metrics(results)["evaluate/mmlu__general__pass_1"] == 0.5
 
 
 def test_lm_eval_measures_a_task_by_name(model_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
