@@ -93,6 +93,10 @@ def test_a_study_is_killed_twice_and_counts_each_trial_once(tmp_path: Path) -> N
     assert len(found["pretrain"]) == len(children)
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert children["rates-0"].info.status == "FINISHED"
+    pruned = next(name for name, outcome in outcomes.items() if outcome == "stopped")
+    assert (
+        children[pruned].data.tags["error"].startswith("Interrupted: pruned by its study: others were better at step")
+    )
 
     again = start(project)
     assert "rates-0" in again.communicate()[0], "nothing is left but the table"

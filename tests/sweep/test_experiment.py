@@ -73,7 +73,8 @@ def test_a_trial_is_watched_found_again_and_stopped(experiment: Experiment, tmp_
     assert again.poll(), "a sweep that was killed has left it behind"
     assert list(again.validations()) == [Validation(0, 3.0), Validation(10, 2.0)]
     (state / "status.json").write_text(json.dumps({"tags": {"error": "Interrupted: stopped by SIGTERM"}}))
-    again.stop()
+    again.prune(10)
+    assert (state / "pruned").read_text() == "pruned by its study: others were better at step 10"
     assert wait_until_ended([again, experiment], 60)
     assert again.was_stopped and not again.has_diverged
     assert not Experiment("rates-0", "pretrain", Workspace(tmp_path, tmp_path), experiment.log).poll()

@@ -56,6 +56,9 @@ class Trial:
         values = self.script.validations[len(self.script.starts) - 1] if self.script.validations else []
         yield from (Validation(10 * n, value) for n, value in enumerate(values))
 
+    def prune(self, step: int) -> None:
+        self.stop()
+
     def stop(self) -> None:
         self._is_running = False
 

@@ -1,5 +1,6 @@
 """What watches a stage never fails it."""
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -7,6 +8,7 @@ from typing import cast
 import pytest
 
 from smollm.config.tracking import TrackingConfig
+from smollm.errors import Interrupted
 from smollm.state.live_state import LiveState
 from smollm.state.workspace import Workspace
 from smollm.tracking.observer import RunInputs, StageObserver
@@ -36,6 +38,32 @@ def test_outputs_that_cannot_be_read_leave_a_finished_run(
     observer.finish({}, None)  # there is no metrics.json
     assert [run_end.status for run_end in run_ends] == ["FINISHED"]
     assert "pretrain: MLflow lacks the tags and files of this run's end: [Errno 2]" in capsys.readouterr().out
+
+
+def test_the_run_of_a_trial_does_not_say_that_dvc_repro_continues_it(
+    observer: StageObserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tags: list[str] = []
+    monkeypatch.setattr(Tracker, "end", lambda self, run_end, artifacts: tags.append(run_end.tags["error"]))
+
+    def interrupt(step: int | None) -> None:
+        with pytest.raises(Interrupted), observer.reporting_failure({}):
+            raise Interrupted(signal.SIGTERM, step)
+
+    interrupt(7)
+    monkeypatch.setenv("SMOLLM_SWEEP_RUN", "sweep-rates-1")
+    interrupt(7)
+    interrupt(None)
+    (observer.state.directory / "pruned").write_text("pruned by its study")
+    interrupt(7)
+    saved = ", all of it saved; `dvc repro` continues from there"
+    stopped = "Interrupted: stopped by SIGTERM"
+    assert tags == [
+        f"{stopped} after step 7{saved}",
+        f"{stopped} after step 7",
+        stopped,
+        "Interrupted: pruned by its study",
+    ]
 
 
 @pytest.mark.parametrize("content", [None, "", "{torn"])

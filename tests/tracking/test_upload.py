@@ -220,3 +220,18 @@ def test_a_parent_that_had_no_id_yet_is_found_by_its_delivery_id(
     delivery = Delivery(child, store)
     upload(delivery, client)
     assert client.get_run(str(delivery.run_id)).data.tags["mlflow.parentRunId"] == parent
+
+
+def test_a_parent_that_arrives_after_its_child_takes_it(
+    state: Path, store: MlflowStore, client: "MlflowClient", tmp_path: Path
+) -> None:
+    child = Delivery(tmp_path / "child", store)
+    child.directory.mkdir()
+    description = {**vars(DESCRIPTION), "delivery_id": "child", "datasets": []}
+    write_json(child.directory / "description.json", description | {"parent_delivery_id": DESCRIPTION.delivery_id})
+    upload(child, client)
+    assert "mlflow.parentRunId" not in client.get_run(str(child.run_id)).data.tags
+    parent = Delivery(state, store)
+    upload(parent, client)
+    assert client.get_run(str(child.run_id)).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert "mlflow.parentRunId" not in client.get_run(str(parent.run_id)).data.tags

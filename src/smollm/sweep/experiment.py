@@ -13,13 +13,14 @@ from pathlib import Path
 
 import psutil
 
-from smollm.state.files import read_json
+from smollm.state.files import read_json, write_atomically
 from smollm.state.journal import Kind, read
 from smollm.state.saved_state import SavedState, remove, saved_states
 from smollm.state.workspace import Workspace
 from smollm.sweep.study_file import Value, text_of
 from smollm.tracking.mlflow_store import MlflowStore
 from smollm.tracking.outbox import abandon
+from smollm.tracking.sweep_run import PRUNED
 
 _BUSY = ("Unable to acquire lock", "is busy")
 """In DVC's line where another DVC command held the repository for too long."""
@@ -140,6 +141,13 @@ class Experiment:
         for pid in holders or ({self._process.pid} if self._process is not None else set()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+
+    def prune(self, step: int) -> None:
+        """Stop it for good, since other trials were better at this step; its run in MLflow says so."""
+        with suppress(OSError):  # its stage has just ended
+            reason = f"pruned by its study: others were better at step {step}"
+            write_atomically(self._states[self.stage].directory / PRUNED, reason)
+        self.stop()
 
     def kill(self) -> None:
         """Kill all of its processes."""

@@ -161,7 +161,7 @@ class Runner:
             if is_pruned and trial.kill_at is None:
                 self._say(f"{trial.experiment.name} is stopped at step {validation.step}, as others were better there")
                 trial.kill_at = time.monotonic() + _STOP_SECONDS
-                trial.experiment.stop()
+                trial.experiment.prune(validation.step)
 
     def _end(self, number: int, outcome: Outcome, value: float | None = None, reason: str | None = None) -> None:
         """Tell Optuna, MLflow and the user how a trial ended.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from smollm.tracking.kept_states import kept_state_line
 from smollm.tracking.mlflow_store import MlflowStore
 from smollm.tracking.run_name import run_name
 from smollm.tracking.run_record import Dataset, KeptCheckpoint, ModelVersion, RunDescription, RunEnd
-from smollm.tracking.sweep_run import PARENT
+from smollm.tracking.sweep_run import PARENT, PRUNED
 from smollm.tracking.tracker import Tracker
 
 
@@ -77,9 +78,19 @@ class StageObserver:
             yield
         except BaseException as error:
             status = "KILLED" if isinstance(error, Interrupted | SystemExit) else "FAILED"
-            tags = {"error": f"{type(error).__name__}: {str(error).strip()}"}
+            tags = {"error": f"{type(error).__name__}: {self._reason(error)}"}
             self.tracker.end(RunEnd(status, time.time(), tags), artifacts)
             raise
+
+    def _reason(self, error: BaseException) -> str:
+        """The message of an error; without how a stage continues, if this is a trial of a study."""
+        text = str(error).strip()
+        if not isinstance(error, Interrupted) or PARENT not in os.environ:
+            return text
+        try:
+            return (self.state.directory / PRUNED).read_text(encoding="utf-8")
+        except OSError:  # not pruned
+            return re.split(", all of it saved|; `dvc repro`", text)[0]
 
     def flush(self) -> None:
         """Send what MLflow lacks, if it answers in time, so that `identity` has the run's id."""

@@ -15,6 +15,9 @@ from smollm.tracking.tracker import Tracker
 PARENT = "SMOLLM_SWEEP_RUN"
 """Names, for the stages of a trial, the run of their study, by the id of its delivery."""
 
+PRUNED = "pruned"
+"""A file that a sweep adds to the live state of a trial before it stops it for good, and that says why."""
+
 SWEEP = "sweep"
 """The tag `stage` of a study's run, which trains nothing itself."""
 
@@ -50,7 +53,7 @@ class SweepRun:
         self._root = root
 
     def begin(self, params: Mapping[str, object]) -> str:
-        """Begin the run or continue it, waiting a while for MLflow to have it before its children.
+        """Begin the run or continue it, and wait until MLflow has it or does not answer.
 
         Args:
             params: of the study, by name.
@@ -75,7 +78,7 @@ class SweepRun:
             )
         )
         deadline = time.monotonic() + self._settings.finish_seconds
-        while self._tracker.delivery.run_id is None and time.monotonic() < deadline:
+        while self._tracker.delivery.run_id is None and not self._tracker.has_warned and time.monotonic() < deadline:
             time.sleep(0.1)
         return self._tracker.delivery.delivery_id
 

@@ -53,7 +53,8 @@ class Tracker:
         self._thread = threading.Thread(target=self._send_until_flushed, name="tracking", daemon=True)
         self._client: MlflowClient | None = None
         self._has_withdrawn = self._has_sent_outbox = False
-        self._has_warned = False
+        self.has_warned = False
+        """Whether MLflow did not answer, or refused the run."""
 
     def start(self, description: RunDescription) -> None:
         """Begin or continue the run; returns at once."""
@@ -130,7 +131,7 @@ class Tracker:
             self._stop_tag.check(self._client, self.delivery.run_id)
 
     def _warn(self, error: Exception) -> None:
-        if not self._has_warned:
-            self._has_warned = True
+        if not self.has_warned:
+            self.has_warned = True
             verb = "refuses" if refuses(error) else "does not answer"
             self._say(f"MLflow ({self.store.shown}) {verb}; the stage continues. {self.store.reason(error)}")

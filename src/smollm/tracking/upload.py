@@ -20,6 +20,8 @@ _METRICS_BATCH = 900  # MLflow takes at most 1000 metrics a call
 _PARAMS_BATCH = 100
 _PARAM_CHARACTERS, _TAG_CHARACTERS = 6000, 5000
 _DELIVERY_ID = "smollm.delivery"
+_PARENT_DELIVERY_ID = "smollm.parent_delivery"
+"""Tag of a run whose parent MLflow has not got yet."""
 
 
 class Dropped(Exception):
@@ -81,6 +83,9 @@ class _Upload:
             self.client.create_run(experiment, int(description.started * 1000), tags, description.run_name)
             run_ids = _find(self.client, experiment, description.delivery_id)
         run_id, *repeated = run_ids
+        for child in _find(self.client, experiment, description.delivery_id, _PARENT_DELIVERY_ID):
+            self.client.set_tag(child, "mlflow.parentRunId", run_id)
+            self.client.delete_tag(child, _PARENT_DELIVERY_ID)
         self.delivery.update(run_id=run_id, experiment=description.experiment, experiment_id=experiment)
         for duplicate in repeated:  # MLflow's client repeats the call if an answer is lost
             self.client.delete_run(duplicate)
@@ -91,7 +96,8 @@ class _Upload:
         if parent is None and description.parent_delivery_id is not None:
             parent = next(iter(_find(self.client, experiment, description.parent_delivery_id)), None)
         if parent is None:
-            return {}
+            asked = description.parent_delivery_id
+            return {} if asked is None else {_PARENT_DELIVERY_ID: asked}
         if _lifecycle(self.client, parent) is None:
             return {"smollm.parent_in_another_store": parent}
         return {"mlflow.parentRunId": parent}
@@ -208,11 +214,9 @@ def _drop(delivery: Delivery, why: str, error: Exception) -> NoReturn:
     raise Dropped(why) from error
 
 
-def _find(client: "MlflowClient", experiment: str, delivery_id: str) -> list[str]:
-    """The ids of the runs with this delivery id."""
-    return [
-        str(run.info.run_id) for run in client.search_runs([experiment], f"tags.`{_DELIVERY_ID}` = '{delivery_id}'")
-    ]
+def _find(client: "MlflowClient", experiment: str, delivery_id: str, tag: str = _DELIVERY_ID) -> list[str]:
+    """The ids of the runs whose `tag` is this delivery id."""
+    return [str(run.info.run_id) for run in client.search_runs([experiment], f"tags.`{tag}` = '{delivery_id}'")]
 
 
 def _lifecycle(client: "MlflowClient", run_id: str) -> str | None:
