@@ -71,6 +71,7 @@ def test_make_evaluate_survives_a_kill_and_is_no_part_of_the_pipeline_before_it(
     assert run.data.metrics["evaluate/finetune_bits_per_byte"] == metrics["finetune"]["bits_per_byte"]
     assert "report.md" in {file.path for file in client(project).list_artifacts(run.info.run_id)}
     page = (project.directory / "reports" / "evaluate" / "report.md").read_text()
+    assert [row[0] for row in project.rows("reports/evaluate/sources.tsv")] == ["pretrain: stdlib", "finetune: stdlib"]
     assert metrics["model"] in page and f"{metrics['pretrain']['bits_per_byte']:.4f}" in page
 
     before = {name: (project.directory / "reports" / "evaluate" / name).read_bytes() for name in EXACT}

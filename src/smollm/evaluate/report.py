@@ -89,9 +89,11 @@ def _write_tables(directory: Path, results: Results) -> None:
         directory / "positions.tsv",
         [["position", *TEXTS], *([last, *(columns[name][last] for name in TEXTS)] for last in shared)],
     )
-    keys = ("source", "tokens", "bytes", "loss", "bits_per_byte")
-    rows = [[name, *map(row.get, keys)] for name in TEXTS for row in results.held_out[name]["sources"]]
-    write_table(directory / "sources.tsv", [["text", *keys], *rows])
+    keys = ("tokens", "bytes", "loss", "bits_per_byte")
+    rows = [  # DVC's chart would add up the bars of one name
+        [f"{name}: {row['source']}", *map(row.get, keys)] for name in TEXTS for row in results.held_out[name]["sources"]
+    ]
+    write_table(directory / "sources.tsv", [["source", *keys], *rows])
     table: list[list[Any]] = [["text", "document", "overlap_tokens", "held_out_overlap_tokens", "prompt", "sample"]]
     for name in TEXTS:
         for sample, written, there in zip(results.samples[name], *results.overlaps_of(name), strict=True):
