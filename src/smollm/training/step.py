@@ -6,8 +6,11 @@ for the launch of the next of a thousand kernels. The host still reads the loss 
 step where it is not finite.
 """
 
+import inspect
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +34,33 @@ class _Loss(nn.Module):
 
     def forward(self, ids: Tensor, targets: Tensor, seeds: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.model.training_loss(ids, targets, seeds)
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """A context in which `torch._dynamo` is a stand-in, unless it is imported already.
+
+    DistributedDataParallel asks it for one setting, and importing torch's compiler takes seconds at every start.
+    """
+    if "_dynamo" in vars(torch):
+        yield
+        return
+    vars(torch)["_dynamo"] = SimpleNamespace(utils=SimpleNamespace(get_optimize_ddp_mode=lambda: "no_optimization"))
+    try:
+        yield
+    finally:
+        del vars(torch)["_dynamo"]
+
+
+class _Averaged(DistributedDataParallel):
+    """The model's loss, with the gradient averaged over the group; without torch's compiler, as in `optim`."""
+
+    _inside_ddp_forward = contextmanager(inspect.unwrap(DistributedDataParallel._inside_ddp_forward))
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        with warnings.catch_warnings(), _without_compiler():
+            warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for the buffers' part
+            super().__init__(_Loss(model), broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 class Step:
@@ -112,9 +142,8 @@ class Step:
         stream = torch.cuda.Stream() if self._captures else None  # type: ignore[no-untyped-call]
         if stream is not None:  # the steps before the capture run on another stream, which torch would warn about
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        with warnings.catch_warnings(), torch.cuda.stream(stream):
-            warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for the buffers' part
-            return DistributedDataParallel(_Loss(self.model), broadcast_buffers=False, gradient_as_bucket_view=True)
+        with torch.cuda.stream(stream):
+            return _Averaged(self.model)
 
     def _averaging(self, is_last: bool) -> AbstractContextManager[None]:
         """Average gradients over the group at the last micro-batch of a step only."""
