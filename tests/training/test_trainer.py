@@ -4,8 +4,10 @@ import itertools
 import os
 import signal
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from support.trainers import TRAINING, TrainerFactory, recorded, run
 
 from smollm.config.training import TrainingConfig
+from smollm.device.group import Group
 from smollm.errors import CheckpointError, Interrupted, TrainingError
 from smollm.model.sharding import load_weights
 from smollm.state.journal import Kind
@@ -137,6 +140,41 @@ def test_a_signal_ends_it_after_the_step_with_all_of_it_saved(
     assert checkpoint is not None
     assert checkpoint.state.step == 3
     assert signal.getsignal(number) is before
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OneOfTwo(Group):
+    """A rank of two, of which the other has the same losses, and is asked to stop before its third step."""
+
+    size: int = 2
+    sums: list[torch.Tensor] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.sums.append(values)
+        return 2 * values + torch.tensor([0.0, 0.0, float(len(self.sums) == 3)])
+
+    def all_reduce(self, value: int, reduce: Callable[[list[int]], int]) -> int:
+        self.asked.append(value)
+        return reduce([value, signal.SIGTERM])
+
+    def all_gather(self, value: T) -> list[T]:
+        return [value, value]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_stops_where_another_is_asked_to_and_rank_0_samples_alone(
+    trainers: TrainerFactory, tmp_path: Path, rank: int
+) -> None:
+    trainer = trainers(tmp_path, replace(TRAINING, sample_every_steps=2))
+    trainer.group = group = OneOfTwo(rank)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, all of it saved"):
+        run(trainer)
+    assert group.asked == [0], "they ask each other only if one was asked"
+    assert recorded(trainer, Kind.SAMPLE) == ([2] if rank == 0 else [])
 
 
 def test_the_pace_is_that_of_the_fastest_step_told_once_and_may_end_it(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.nn import functional
 
 from smollm.device.seeding import key
 from smollm.errors import CheckpointError, Interrupted, NonFinite
@@ -73,6 +74,9 @@ class Trainer:
         self.done = 0
         """Steps done in this stage."""
         self._resumes = False
+        self._stop = StopSignal()
+        self._is_asked_to_stop = False
+        """Whether a rank was, when the last step's losses were averaged."""
 
     @property
     def step(self) -> int:
@@ -119,7 +123,7 @@ class Trainer:
             TrainingError: a step runs out of memory, although the search for the micro-batch size did not.
             OSError: a checkpoint could not be written.
         """
-        training = self.settings.training
+        training, self._stop = self.settings.training, stop
         if not self._resumes:
             self._assess_start()
         while not self._has_ended():
@@ -131,7 +135,7 @@ class Trainer:
                 self._record_step(values, progress)
             if must_keep or self._is_due(training.sample_every_steps):
                 self._sample()
-            signal = self.group.all_reduce(stop.received or 0, max)
+            signal = self._agreed_signal()
             if must_keep or signal or self._is_due(self.settings.runtime.checkpoint_every_steps):
                 self._save()
             if signal or self._has_ended():
@@ -163,6 +167,15 @@ class Trainer:
 
     def _is_due(self, every_steps: int) -> bool:
         return self.done % every_steps == 0
+
+    def _agreed_signal(self) -> int:
+        """The signal on which all ranks stop after this step, 0 if there is none.
+
+        In a group they ask each other only if one was asked before the step's losses were averaged, which told them.
+        """
+        if self.group.size > 1 and not self._is_asked_to_stop:
+            return 0
+        return self.group.all_reduce(self._stop.received or 0, max)
 
     def _take_timed_step(self, on_pace: Callable[[float], None]) -> dict[str, float]:
         """Take the next step at its learning rate, and count its seconds; return what is recorded of it."""
@@ -203,7 +216,9 @@ class Trainer:
         seeds = self._reader.dropout_seeds(self.done + 1) if self.settings.training.dropout else None
         loss_and_norm = self._step.gradient(self._reader.read(self.done + 1), seeds)
         self._reader.prefetch(self.done + 2)
-        loss, norm = (self.group.sum(loss_and_norm.clone()) / self.group.size).tolist()
+        values = functional.pad(loss_and_norm, (0, 1), value=float(self._stop.received is not None))
+        loss, norm, asked = (self.group.sum(values) / self.group.size).tolist()
+        self._is_asked_to_stop = asked > 0
         has_overflowed = not math.isfinite(norm)
         if not math.isfinite(loss) or (has_overflowed and not self.loss_scale.is_used):
             self.assembly.optimizer.zero_grad()
@@ -263,7 +278,10 @@ class Trainer:
         )
 
     def _sample(self) -> None:
+        """Record samples: rank 0 alone, unless the weights are sharded. The others wait for it in the next step."""
         settings = self.settings
+        if not self.group.is_rank_zero and not self.model.execution.sharded:
+            return
         with self._averaged_weights():
             texts = self._sampler(key(settings.seed, "sample", settings.stage, self.step))
         self.journal.append(Kind.SAMPLE, self.step, prompts=list(settings.evaluation.prompts), texts=texts)
