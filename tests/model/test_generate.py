@@ -74,6 +74,17 @@ def test_prompts_of_different_lengths_are_continued_as_each_alone(
     assert len(set(alone)) == len(PROMPTS)
 
 
+@pytest.mark.parametrize(("prompt", "first_pass"), [("x", 1), ("xyxy", 1), ("xyxyx", 4), ("xyxyxyxy", 7)])
+def test_only_prompts_of_some_length_get_a_pass_of_their_own(
+    model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware, prompt: str, first_pass: int
+) -> None:
+    model = random_model(model_config)
+    lengths: list[int] = []
+    model.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
+    Sampler(model, tokenizer, ask((prompt, prompt + "xyz"), 8), cpu)(seed=1)
+    assert lengths == [first_pass] + [1] * (len(prompt) - first_pass + 10)
+
+
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(
     model_config: ModelConfig, tokenizer: Tokenizer, cpu: Hardware
 ) -> None:
