@@ -41,8 +41,9 @@ class Evaluator:
             assembly: as many windows as its micro-batch are computed at once, so that a compiled model sees one
                 shape.
         """
-        self.windows, self.batch = windows, assembly.micro_batch
         self.hardware, self.group = assembly.hardware, assembly.group
+        # there once and for all: a copy from ordinary host memory waits for all that a GPU still computes
+        self.windows, self.batch = torch.from_numpy(windows).to(self.hardware.device), assembly.micro_batch
         self.text_bytes = max(1, int(token_bytes[windows[:, 1:]].sum()))
 
     def __call__(self, model: LlamaForCausalLM) -> Validation:
@@ -54,7 +55,7 @@ class Evaluator:
         for first in rounds:
             # in the last round none may be left for some ranks, which still take part in gathering sharded weights
             start = first + self.group.rank * self.batch
-            ids = torch.from_numpy(self.windows[start : start + self.batch]).to(device)
+            ids = self.windows[start : start + self.batch]
             inputs = torch.zeros(self.batch, ids.shape[1] - 1, dtype=ids.dtype, device=device)
             targets = torch.full_like(inputs, IGNORED)
             inputs[: len(ids)], targets[: len(ids)] = ids[:, :-1], ids[:, 1:]
@@ -64,7 +65,7 @@ class Evaluator:
             if len(ids):
                 total += loss * ids[:, 1:].numel()
         self.hardware.synchronize()
-        speed = len(rounds) * self.batch * self.windows[0, 1:].size / (time.perf_counter() - began)
-        tokens = self.windows[:, 1:].size
+        speed = len(rounds) * self.batch * self.windows[0, 1:].numel() / (time.perf_counter() - began)
+        tokens = self.windows[:, 1:].numel()
         mean = float(self.group.sum(total)) / tokens
         return Validation(mean, bits_per_byte(mean, tokens, self.text_bytes), speed)
