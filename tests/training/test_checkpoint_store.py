@@ -34,11 +34,14 @@ def test_the_newest_few_are_kept(tmp_path: Path) -> None:
         write(store, step)
     assert sorted(path.name for path in store.directory.iterdir()) == ["step-00000010", "step-00000100"]
     assert newest_of(store).name == "step-00000100"
+    assert store.newest_step() == 100
     assert_same_checkpoint(store.newest(pytest.fail), make(100))
 
 
 def test_an_empty_store_has_no_checkpoint(tmp_path: Path) -> None:
-    assert CheckpointStore(tmp_path / "none", keep=2, fingerprint=FINGERPRINT).newest(pytest.fail) is None
+    store = CheckpointStore(tmp_path / "none", keep=2, fingerprint=FINGERPRINT)
+    assert store.newest(pytest.fail) is None
+    assert store.newest_step() is None
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

@@ -72,6 +72,11 @@ class CheckpointStore:
             if old not in kept:
                 shutil.rmtree(old)
 
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint, which may be damaged; None: there is none."""
+        directories = self._all()
+        return int(directories[-1].name.removeprefix("step-")) if directories else None
+
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest intact checkpoint; each damaged or foreign one is removed, with a line to `warn`.
 

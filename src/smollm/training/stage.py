@@ -1,6 +1,7 @@
 """A training stage, `pretrain` or `finetune`, from params to published outputs."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,22 +88,28 @@ class TrainingStage:
         for line in plan_lines(settings, directory, self.continues, first_step, machine, group.size):
             log(line)
 
-        initial = self._initial_checkpoint(records.store, log) if group.is_rank_zero else None
-        begun = initial.state.step if initial and initial.state.stage == settings.stage else first_step
         preflight = Preflight(
             settings.stage, settings.model, settings.training, settings.runtime.max_hours, directory / "presets"
         )
         if group.is_rank_zero:
             preflight.check_disk(records.store.directory, records.store.keep)
-            preflight.check_bound(first_step + settings.steps - begun, machine, group.size)
+            done = (records.store.newest_step() or first_step) - first_step
+            preflight.check_bound(settings.steps - done, machine, group.size)
 
-        data = TrainingData.open(directory, settings, self.continues)
-        assembly = assemble(settings, data, machine, group, log)
-        trainer = Trainer(settings, data, assembly, records, first_step)
+        damages: list[str] = []
+        with ThreadPoolExecutor(1, "checkpoint") as thread:  # verifying one takes as long as building the model
+            reading = thread.submit(self._initial_checkpoint, group, records.store, damages.append)
+            data = TrainingData.open(directory, settings, self.continues)
+            assembly = assemble(settings, data, machine, group, log)
+            trainer = Trainer(settings, data, assembly, records, first_step)
+        for line in damages:
+            log(line)
+        initial = reading.result()
+        begun = initial.state.step if initial and initial.state.stage == settings.stage else first_step
         values = hardware_values(assembly, settings.training.sequence_length)
         records.journal.append(Kind.HARDWARE, begun, **values)
         self._restore(trainer, initial)
-        del initial  # as large as the model and its moments
+        del initial, reading  # as large as the model and its moments
         self._loop(trainer, preflight, run)
 
     def _choose_hardware(self, group: Group) -> hardware.Hardware:
@@ -128,8 +135,12 @@ class TrainingStage:
         assert self.continues is not None, "there is a previous stage"
         return self.workspace.directory / "checkpoints" / self.continues
 
-    def _initial_checkpoint(self, store: CheckpointStore, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint of this stage, else the one of the previous stage that it starts from, if any."""
+    def _initial_checkpoint(
+        self, group: Group, store: CheckpointStore, warn: Callable[[str], None]
+    ) -> Checkpoint | None:
+        """For rank 0: the newest checkpoint of this stage, else the one of the previous stage that it starts from."""
+        if not group.is_rank_zero:
+            return None
         newest = store.newest(warn)
         if newest is not None or self.continues is None:
             return newest
