@@ -171,7 +171,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(
     with pytest.raises(StorageError) as caught:
         limit(full).check_disk(there.parent, keep=2)
     assert str(caught.value) == (
-        "pretrain: the disk must have 4.76 GB free for 4 checkpoints of 1.19 GB, got 4.76 GB; "
+        "pretrain: the disk must have 6.91 GB free for 4 checkpoints of 1.73 GB, got 6.91 GB; "
         "free some, or lower runtime.keep_checkpoints"
     )
     there.mkdir(parents=True)
