@@ -46,22 +46,22 @@ def test_the_run_of_a_trial_does_not_say_that_dvc_repro_continues_it(
     tags: list[str] = []
     monkeypatch.setattr(Tracker, "end", lambda self, run_end, artifacts: tags.append(run_end.tags["error"]))
 
-    def interrupt(step: int | None) -> None:
-        with pytest.raises(Interrupted), observer.reporting_failure({}):
-            raise Interrupted(signal.SIGTERM, step)
+    def end_by(error: BaseException) -> None:
+        with pytest.raises(type(error)), observer.reporting_failure({}):
+            raise error
 
-    interrupt(7)
+    end_by(Interrupted(signal.SIGTERM, 7))
     monkeypatch.setenv("SMOLLM_SWEEP_RUN", "sweep-rates-1")
-    interrupt(7)
-    interrupt(None)
+    end_by(Interrupted(signal.SIGTERM, 7))
+    end_by(SystemExit(f"ERROR: {Interrupted(signal.SIGTERM)}"))
     (observer.state.directory / "pruned").write_text("pruned by its study")
-    interrupt(7)
+    end_by(Interrupted(signal.SIGTERM, 7))
     saved = ", all of it saved; `dvc repro` continues from there"
     stopped = "Interrupted: stopped by SIGTERM"
     assert tags == [
         f"{stopped} after step 7{saved}",
         f"{stopped} after step 7",
-        stopped,
+        "SystemExit: ERROR: stopped by SIGTERM",
         "Interrupted: pruned by its study",
     ]
 

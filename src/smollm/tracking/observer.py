@@ -85,7 +85,7 @@ class StageObserver:
     def _reason(self, error: BaseException) -> str:
         """The message of an error; without how a stage continues, if this is a trial of a study."""
         text = str(error).strip()
-        if not isinstance(error, Interrupted) or PARENT not in os.environ:
+        if not isinstance(error, Interrupted | SystemExit) or PARENT not in os.environ:
             return text
         try:
             return (self.state.directory / PRUNED).read_text(encoding="utf-8")
