@@ -32,16 +32,15 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         Same shape, in `dtype`.
     """
     a, b, c = _COEFFICIENTS
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    is_wide = matrices.shape[-2] <= matrices.shape[-1]
     # normalized before it is cast: float16 has no digits left for an update of 1e-7
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    shape, x = x.shape, x.to(dtype, memory_format=torch.contiguous_format).view(-1, *x.shape[-2:])
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.to(dtype, memory_format=torch.contiguous_format).view(-1, *x.shape[-2:])
     for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x.view(shape)
-    return x.mT if tall else x
+        gram = x @ x.mT if is_wide else x.mT @ x  # the smaller of the two
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a) if is_wide else torch.baddbmm(x, x, polynomial, beta=a)
+    return x.view(matrices.shape)
 
 
 class _PartialOptimizer(torch.optim.Optimizer):
