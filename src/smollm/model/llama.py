@@ -22,6 +22,9 @@ from smollm.model.dropout import Dropout
 IGNORED = -100
 """Targets with this id are ignored by the loss."""
 
+_AT_ONCE = 512
+"""The longest sequence whose attention scores are all computed at once, in bfloat16 on a CPU."""
+
 
 @dataclass
 class KeyValueCache:
@@ -101,6 +104,25 @@ def document_mask(ids: Tensor, end: int) -> Tensor:
     return same.tril()[:, None]
 
 
+def attend_at_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention with all its scores in memory: faster than torch's kernel for short sequences in bfloat16 on a CPU.
+
+    Args:
+        query: (B, N, T, D).
+        key, value: (B, K, T, D).
+        mask: what each position attends to, (B, 1, T, T) bool; None: to itself and all before it.
+    """
+    batch, heads, time, size = query.shape
+    if mask is None:
+        mask = torch.ones(time, time, dtype=torch.bool, device=query.device).tril()
+    rows = (batch * key.shape[1], -1, time)  # queries that share keys are rows of one product
+    bias = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, float("-inf"))
+    bias = bias.expand(batch, heads, time, time).reshape(rows)
+    scores = torch.baddbmm(bias, query.reshape(*rows[:2], size), key.flatten(0, 1).mT, alpha=size**-0.5)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value.flatten(0, 1)).view(batch, heads, time, size)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and grouped key-value heads."""
 
@@ -121,6 +143,9 @@ class Attention(nn.Module):
         query = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, N, T, D)
         key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, K, T, D)
         value = self.v_proj(x).view(heads).transpose(1, 2)  # (B, K, T, D)
+        if cached is None and query.is_cpu and query.dtype is torch.bfloat16 and time <= _AT_ONCE:
+            mixed = attend_at_once(query, key, value, mask)
+            return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
         groups = query.shape[1] // key.shape[1]
         if cached is not None:
             cache, layer, where, mask = cached
