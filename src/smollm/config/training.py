@@ -71,7 +71,8 @@ class OptimizerConfig:
     def decays(self) -> tuple[float, float]:
         """Weight decay of the hidden matrices, and of embedding and output projection."""
         assert self.weight_decay is not None, "resolved by resolve_epochs"
-        return self.weight_decay, self.weight_decay if (own := self.embedding_weight_decay) is None else own
+        own = self.embedding_weight_decay
+        return self.weight_decay, self.weight_decay if own is None else own
 
 
 @dataclass(frozen=True)

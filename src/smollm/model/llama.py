@@ -104,6 +104,11 @@ def document_mask(ids: Tensor, end: int) -> Tensor:
     return same.tril()[:, None]
 
 
+def attends_at_once(device: torch.device, dtype: torch.dtype, length: int) -> bool:
+    """Whether attention within a sequence of `length` tokens computes all its scores at once."""
+    return device.type == "cpu" and dtype is torch.bfloat16 and length <= _AT_ONCE
+
+
 def attend_at_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention with all its scores in memory: faster than torch's kernel for short sequences in bfloat16 on a CPU.
 
@@ -143,7 +148,7 @@ class Attention(nn.Module):
         query = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, N, T, D)
         key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)  # (B, K, T, D)
         value = self.v_proj(x).view(heads).transpose(1, 2)  # (B, K, T, D)
-        if cached is None and query.is_cpu and query.dtype is torch.bfloat16 and time <= _AT_ONCE:
+        if cached is None and attends_at_once(query.device, query.dtype, time):
             mixed = attend_at_once(query, key, value, mask)
             return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
         groups = query.shape[1] // key.shape[1]

@@ -8,7 +8,7 @@ import torch
 from smollm.device.group import Group
 from smollm.device.hardware import Hardware
 from smollm.model import fused
-from smollm.model.llama import Execution, LlamaForCausalLM
+from smollm.model.llama import Execution, LlamaForCausalLM, attends_at_once
 from smollm.model.sharding import shard
 from smollm.state.tokens import vocabulary_size
 from smollm.training.data import TrainingData
@@ -67,7 +67,9 @@ def hardware_values(assembly: Assembly, sequence_length: int) -> dict[str, objec
     """What a `hardware` record holds: what this start of a stage computes on, and how."""
     model, machine, execution = assembly.model.config, assembly.hardware, assembly.model.execution
     kernel = "masked"  # torch does not say which kernel it chooses with a mask
-    if execution.document_end is None:
+    if attends_at_once(machine.device, machine.dtype, sequence_length):
+        kernel = "all scores at once"
+    elif execution.document_end is None:
         heads = (model.num_attention_heads, model.num_key_value_heads)
         kernel = machine.attention_kernel(*heads, model.head_dim, sequence_length)
     return {
