@@ -70,10 +70,12 @@ class Group:
         return self.rank == 0
 
     def close(self) -> None:
-        """Leave the group. CUDA graphs that contain collectives must have been released before."""
+        """Leave the group, once all ranks leave it. CUDA graphs with collectives in them must have been released."""
         if self.size > 1:
             gc.collect()  # NCCL waits forever for a graph with a collective in it
-            distributed.destroy_process_group()
+            with suppress(RuntimeError):  # another rank is gone already
+                self.all_gather(None)
+                distributed.destroy_process_group()
 
     def announce(self, report: str, seconds: float) -> str:
         """Tell all ranks why the group ends, and wait at most `seconds` until each has acknowledged it.

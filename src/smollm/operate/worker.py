@@ -58,7 +58,7 @@ def run_worker(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
             watch.report(expected)
         _fail(f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
     watch.is_ending.set()
-    # all outputs are published, and NCCL may wait for a peer that has died meanwhile
+    # All outputs are published. A failure from here on would start them all again, but other machines are done.
     timer = threading.Timer(_CLOSE_SECONDS, os._exit, (0,))
     timer.daemon = True
     timer.start()

@@ -74,7 +74,6 @@ class TrainingStage:
         else:
             while group.broadcast(True):
                 self._train(group, Records.of_other_rank())
-        group.all_gather(None)  # no rank leaves before all know that the outputs are published
 
     def _train(self, group: Group, records: Records, run: StageRun | None = None) -> None:
         """Train as one process of `group`, from the first check to the last step; `run` is rank 0's."""
