@@ -31,7 +31,8 @@ def _check_environment() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """End at once, without a traceback. (During training another handler saves the state first.)"""
-    sys.exit(f"\nERROR: stopped by {signal.Signals(number).name}; `dvc repro` continues")
+    os.write(2, f"\nERROR: stopped by {signal.Signals(number).name}; `dvc repro` continues\n".encode())
+    sys.exit(128 + number)
 
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process whose peer is gone would print torch's C++ stack

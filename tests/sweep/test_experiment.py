@@ -40,6 +40,20 @@ def test_the_log_says_how_far_dvc_is_and_why_it_ended(experiment: Experiment) ->
     assert experiment.error == "the disk is full"
 
 
+@pytest.mark.parametrize(
+    ("line", "was_stopped"),
+    [
+        ("stopped by SIGTERM; `dvc repro` continues", True),
+        ("stopped by its tag `stop` in MLflow after step 7, all of it saved; `dvc repro` continues from there", True),
+        ("pretrain: stopped by SIGTERM; `dvc repro` continues from the last checkpoint", True),
+        ("the disk is full", False),
+    ],
+)
+def test_a_trial_that_was_stopped_is_known_by_its_line(experiment: Experiment, line: str, was_stopped: bool) -> None:
+    experiment.log.write_text(f"Running stage 'pretrain':\n\nERROR: {line}\nERROR: failed to reproduce 'pretrain'\n")
+    assert experiment.was_stopped is was_stopped
+
+
 def test_the_result_is_that_of_dvcs_commit(experiment: Experiment, tmp_path: Path) -> None:
     assert experiment.result() is None
     (tmp_path / "reports/pretrain").mkdir(parents=True)
@@ -72,9 +86,8 @@ def test_a_trial_is_watched_found_again_and_stopped(experiment: Experiment, tmp_
     again = Experiment("rates-0", "pretrain", Workspace(tmp_path, tmp_path), experiment.log)
     assert again.poll(), "a sweep that was killed has left it behind"
     assert list(again.validations()) == [Validation(0, 3.0), Validation(10, 2.0)]
-    (state / "status.json").write_text(json.dumps({"tags": {"error": "Interrupted: stopped by SIGTERM"}}))
     again.prune(10)
     assert (state / "pruned").read_text() == "pruned by its study: others were better at step 10"
     assert wait_until_ended([again, experiment], 60)
-    assert again.was_stopped and not again.has_diverged
+    assert not again.has_diverged
     assert not Experiment("rates-0", "pretrain", Workspace(tmp_path, tmp_path), experiment.log).poll()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,12 +122,16 @@ class Experiment:
     @property
     def has_diverged(self) -> bool:
         """Whether its loss or gradient was not finite."""
-        return self._ended_by("NonFinite")
+        endings = (read_json(state.directory / "status.json") for state in self._states.values())
+        return any(ending.get("tags", {}).get("error", "").startswith("NonFinite:") for ending in endings)
 
     @property
     def was_stopped(self) -> bool:
-        """Whether a stage was asked to stop: by this sweep, by its tag in MLflow, or by a signal."""
-        return self._ended_by("Interrupted")
+        """Whether a stage was asked to stop: by this sweep, by its tag in MLflow, or by a signal.
+
+        The log says so even where the stage had no live state yet.
+        """
+        return re.match(r"(\w+: )?stopped by ", self.error) is not None
 
     @property
     def error(self) -> str:
@@ -169,11 +174,6 @@ class Experiment:
             return self.log.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
-
-    def _ended_by(self, error: str) -> bool:
-        """Whether a stage told MLflow that it ended by this kind of error."""
-        endings = (read_json(state.directory / "status.json") for state in self._states.values())
-        return any(ending.get("tags", {}).get("error", "").startswith(f"{error}:") for ending in endings)
 
     def _descendants(self) -> list[psutil.Process]:
         try:

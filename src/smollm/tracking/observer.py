@@ -77,15 +77,18 @@ class StageObserver:
         try:
             yield
         except BaseException as error:
-            status = "KILLED" if isinstance(error, Interrupted | SystemExit) else "FAILED"
-            tags = {"error": f"{type(error).__name__}: {self._reason(error)}"}
+            cause: BaseException = error
+            if isinstance(error, SystemExit) and isinstance(error.code, int):  # by a signal, outside the training loop
+                cause = Interrupted(error.code - 128)
+            status = "KILLED" if isinstance(cause, Interrupted) else "FAILED"
+            tags = {"error": f"{type(cause).__name__}: {self._reason(cause)}"}
             self.tracker.end(RunEnd(status, time.time(), tags), artifacts)
             raise
 
     def _reason(self, error: BaseException) -> str:
         """The message of an error; without how a stage continues, if this is a trial of a study."""
         text = str(error).strip()
-        if not isinstance(error, Interrupted | SystemExit) or PARENT not in os.environ:
+        if not isinstance(error, Interrupted) or PARENT not in os.environ:
             return text
         try:
             return (self.state.directory / PRUNED).read_text(encoding="utf-8")
