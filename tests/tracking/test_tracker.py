@@ -63,7 +63,7 @@ def test_training_hears_one_warning_of_a_dead_store_and_make_sync_sends_all_late
         tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {"log.txt": state / "journal.jsonl"})
     assert len(said) == 2
     assert said[0].startswith("MLflow (sqlite:")
-    assert "the stage continues" in said[0]
+    assert "continuing without it" in said[0]
     assert "`make sync`" in said[1]
     shutil.rmtree(state)
     assert outbox.send(client, store, said.append) == 0
@@ -80,7 +80,7 @@ def test_the_warning_tells_a_refusal_from_an_outage(state: Path, store: MlflowSt
     tracker.start(DESCRIPTION)
     tracker.flush()
     (line,) = said
-    assert "refuses; the stage continues. MlflowException: The experiment 1 must be in the 'active' state" in line
+    assert "refuses; continuing without it. MlflowException: The experiment 1 must be in the 'active' state" in line
 
 
 class BlockedClient:
@@ -112,7 +112,7 @@ def test_a_call_that_never_returns_holds_up_no_stage(
             thread.join(60)
             assert not thread.is_alive()
     assert said == [
-        f"MLflow ({store.shown}) does not answer; the stage continues. "
+        f"MLflow ({store.shown}) does not answer; continuing without it. "
         "TimeoutError: no answer within tracking.finish_seconds (0.5)",
         f"MLflow ({store.shown}) lacks part of this run; `make sync` sends it later",
     ]

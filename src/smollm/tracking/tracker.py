@@ -134,4 +134,4 @@ class Tracker:
         if not self.has_warned:
             self.has_warned = True
             verb = "refuses" if refuses(error) else "does not answer"
-            self._say(f"MLflow ({self.store.shown}) {verb}; the stage continues. {self.store.reason(error)}")
+            self._say(f"MLflow ({self.store.shown}) {verb}; continuing without it. {self.store.reason(error)}")
