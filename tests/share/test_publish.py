@@ -66,7 +66,8 @@ def workspace(
     for stage, metrics in METRICS.items():
         write_json(root / f"reports/{stage}/metrics.json", metrics)
     split = {"documents": 12, "bytes": 3_400_000, "tokens": 1_000_000, "bytes_per_token": 3.4}
-    write_json(root / "reports/tokenize/metrics.json", {"finetune": {"train": split, "validation": split}})
+    held_out = {"documents": 1, "bytes": 280_000, "tokens": 80_000, "bytes_per_token": 3.5}
+    write_json(root / "reports/tokenize/metrics.json", {"finetune": {"train": split, "validation": held_out}})
     run_json = {"mlflow_run_id": "abc123", "mlflow_experiment": "smollm", "device": "a GPU"}
     write_json(root / "reports/finetune/run.json", run_json)
     workspace = Workspace(root, root)
@@ -253,7 +254,7 @@ def test_the_card_says_how_the_model_was_made(workspace: Workspace, model_config
         "| pretrain, last | 5,000 | 0.4432 |",
         "| finetune, best and last (this model) | 5,050 | 1.2345 |",
         "| finetune, on pretrain's held-out text | 5,050 | 0.4431 before, 0.5000 |",
-        "12 documents (3.4 MB, 1,000,000 tokens) to train on, 12 documents (3.4 MB, 1,000,000 tokens) held out",
+        "12 documents (3.4 MB, 1,000,000 tokens) to train on, 1 document (0.3 MB, 80,000 tokens) held out",
         "`fedcba9876543210`",
         "Python source code of stdlib, torch, numpy, pandas, scipy, scikit-learn, sympy, networkx and 14 more",
         "| pretrain | 5,000 | 65,536 | muon | 0.003 |",

@@ -180,14 +180,18 @@ def test_a_rank_stops_where_another_is_asked_to_and_rank_0_samples_alone(
 def test_the_pace_is_that_of_the_fastest_step_told_once_and_may_end_it(
     trainers: TrainerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = trainers(tmp_path, replace(TRAINING, steps=30))
-    told: list[tuple[int, float]] = []
-    clock = iter(itertools.accumulate([0.0, 9.0, 0.0, 0.5] + [0.0, 0.25, 0.0, 0.75] * 50))
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "perf_counter", lambda: next(clock))
-        with StopSignal() as stop:
-            trainer.run(stop, ProgressBar("test", 30), lambda seconds: told.append((trainer.step, seconds)))
-    assert told == [(20, 0.25)]
+    def paces(steps: int) -> list[tuple[int, float]]:
+        trainer = trainers(tmp_path / str(steps), replace(TRAINING, steps=steps))
+        told: list[tuple[int, float]] = []
+        clock = iter(itertools.accumulate([0.0, 9.0, 0.0, 0.5] + [0.0, 0.25, 0.0, 0.75] * 50))
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "perf_counter", lambda: next(clock))
+            with StopSignal() as stop:
+                trainer.run(stop, ProgressBar("test", steps), lambda seconds: told.append((trainer.step, seconds)))
+        return told
+
+    assert paces(30) == [(20, 0.25)]
+    assert paces(20) == [], "no step is left"
 
     def refuse(_: float) -> None:
         raise TrainingError("too long")

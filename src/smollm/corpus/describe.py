@@ -26,6 +26,7 @@ from smollm.state.tokens import (
     token_directory,
     tokenizer_path,
 )
+from smollm.tracking.console import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,7 +145,7 @@ def draw_lengths(path: Path, directories: dict[str, Path]) -> None:
         for stage, directory in directories.items():
             lengths = np.concatenate([document_lengths(directory, split) for split in SPLITS])
             edges = 2 ** np.arange(0, np.log2(lengths.max()) + 0.5, 0.5)
-            axes.hist(lengths, edges.tolist(), histtype="step", label=f"{stage}: {len(lengths):,} documents")
+            axes.hist(lengths, edges.tolist(), histtype="step", label=f"{stage}: {counted(len(lengths), 'document')}")
         axes.set(title="length of documents", xlabel="tokens", ylabel="documents", xscale="log")
         axes.grid(alpha=0.3)
         axes.legend()

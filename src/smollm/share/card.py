@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 from smollm.config.model import ModelConfig
 from smollm.model.throughput import parameter_count
 from smollm.share.record import Record
+from smollm.tracking.console import counted
 
 CARD = "README.md"
 """The name of a card's file."""
@@ -124,7 +125,8 @@ def _data(record: Record) -> str:
 
 
 def _counts(of_split: dict[str, Any]) -> str:
-    return f"{of_split['documents']:,} documents ({of_split['bytes'] / 1e6:,.1f} MB, {of_split['tokens']:,} tokens)"
+    documents, tokens = counted(of_split["documents"], "document"), counted(of_split["tokens"], "token")
+    return f"{documents} ({of_split['bytes'] / 1e6:,.1f} MB, {tokens})"
 
 
 def _source(corpus: dict[str, Any], stage: str) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from smollm.sweep.search import Outcome, Row
 from smollm.sweep.study_file import Study, Value
-from smollm.tracking.console import shortened
+from smollm.tracking.console import counted, shortened
 
 _REASON_CHARACTERS = 80
 
@@ -63,7 +63,7 @@ def ending(study: Study, rows: list[Row], row: Row) -> str:
         "" if winner is None else f", the best {winner.bits_per_byte:.4f} of {trial_name(study.name, winner.number)}"
     )
     head = f"{trial_name(study.name, row.number)} {row.outcome.value}{result}"
-    return f"{head}; {done} of {study.plan.trials} trials done{leader}"
+    return f"{head}; {done} of {counted(study.plan.trials, 'trial')} done{leader}"
 
 
 def text(name: str, rows: Iterable[Row]) -> str:

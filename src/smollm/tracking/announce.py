@@ -1,6 +1,6 @@
 """The lines that stages print and log while they run, built from plain values."""
 
-from smollm.tracking.console import duration
+from smollm.tracking.console import counted, duration
 
 SUITABLE_EPOCHS = (6, 24)
 """Passes through a small text between which models were best on its held-out part."""
@@ -23,7 +23,7 @@ def tokenizer_ready(vocab_size: int, source: str, seconds: float) -> str:
 
 def text_resumed(stage: str, documents: int, text_bytes: int) -> str:
     """A killed process has encoded the beginning of a stage's text."""
-    return f"{stage}: resumed after {documents:,} documents, {text_bytes / 1e6:,.1f} MB"
+    return f"{stage}: resumed after {counted(documents, 'document')}, {text_bytes / 1e6:,.1f} MB"
 
 
 def tokens_written(
@@ -36,9 +36,10 @@ def tokens_written(
     bytes_per_token: float,
 ) -> str:
     """The size of a stage's token files."""
+    read = f"{counted(documents, 'document')}, {text_bytes / 1e6:,.1f} MB"
     return (
-        f"{stage}: {documents:,} documents, {text_bytes / 1e6:,.1f} MB, {train_tokens:,} tokens to train on and "
-        f"{validation_tokens:,} held out ({how_split}), {bytes_per_token:.2f} bytes per token"
+        f"{stage}: {read}, {train_tokens:,} tokens to train on and {validation_tokens:,} held out "
+        f"({how_split}), {bytes_per_token:.2f} bytes per token"
     )
 
 
@@ -46,7 +47,8 @@ def near_duplicates(stage: str, counts: dict[str, float]) -> str:
     """What was left out as near-duplicates, and how much held-out text would have had one in training."""
     share = counts.get("held_out_share_with_one_in_training")
     held_out = "" if share is None else f"; {share:.1%} of the held-out text would have had one in training"
-    return f"{stage}: left out {counts['removed']:,} near-duplicates, {counts['removed_bytes'] / 1e6:,.1f} MB{held_out}"
+    removed = counted(int(counts["removed"]), "near-duplicate")
+    return f"{stage}: left out {removed}, {counts['removed_bytes'] / 1e6:,.1f} MB{held_out}"
 
 
 def training_plan(
@@ -56,7 +58,7 @@ def training_plan(
     tokens = steps * tokens_per_step
     shared = f"; {processes} processes" if processes > 1 else ""
     return (
-        f"{steps} steps (to step {last_step}) of {tokens_per_step:,} tokens, {tokens / 1e6:,.1f} M in all, "
+        f"{counted(steps, 'step')} (to step {last_step}) of {tokens_per_step:,} tokens, {tokens / 1e6:,.1f} M in all, "
         f"{flops_per_token * tokens / 1e15:,.3g} PFLOP; {parameters:,} parameters{shared}"
     )
 
@@ -81,8 +83,8 @@ def processes_restarted(count: int, limit: int) -> str:
 
 def pace(steps: int, seconds_per_step: float) -> str:
     """How long the remaining `steps` take."""
-    milliseconds = 1000 * seconds_per_step
-    return f"{steps} more steps take about {duration(steps * seconds_per_step)}, at {milliseconds:,.4g} ms a step"
+    more = counted(steps, "more step") + (" takes" if steps == 1 else " take")
+    return f"{more} about {duration(steps * seconds_per_step)}, at {1000 * seconds_per_step:,.4g} ms a step"
 
 
 def compilation_failed(error: Exception) -> str:
@@ -107,7 +109,8 @@ def best_damaged(error: Exception) -> str:
 
 def epochs(stage: str, steps: int, count: float) -> str:
     """How often training passes through the stage's text."""
-    return f"{steps:,} steps are {count:,.3g} {'epoch' if count == 1 else 'epochs'} of {stage}'s text"
+    verb = "is" if steps == 1 else "are"
+    return f"{counted(steps, 'step')} {verb} {count:,.3g} {'epoch' if count == 1 else 'epochs'} of {stage}'s text"
 
 
 def weight_decay(decay: float, epochs: float) -> str:
@@ -131,9 +134,10 @@ def many_epochs(stage: str, steps_per_epoch: float) -> str:
 
 def validation_stalled(validations: int, best_step: int, best: float, now: float) -> str:
     """Training goes on, and the held-out text gets no better."""
+    those = f"{validations} validations" if validations > 1 else "validation"
     return (
-        f"no improvement in the last {validations} validations: best {best:.3f} bits per byte at step {best_step}, "
-        f"{now:.3f} now; the best state is kept"
+        f"no improvement in the last {those}: best {best:.3f} bits per byte at step {best_step}, {now:.3f} now; the "
+        "best state is kept"
     )
 
 

@@ -30,6 +30,11 @@ def duration(seconds: float) -> str:
     return text
 
 
+def counted(number: int, noun: str) -> str:
+    """`number` with its noun, which gets an s unless the number is 1: `12 documents`, `1 document`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def shortened(text: str, length: int) -> str:
     """`text` in one line of at most `length` characters; an ellipsis stands for what is cut off."""
     line = " ".join(text.split())

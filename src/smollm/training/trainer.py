@@ -115,7 +115,7 @@ class Trainer:
         Args:
             stop: asks to end early.
             progress: shown to the user.
-            on_pace: called once, after the first few steps, with the seconds that a step takes.
+            on_pace: called once, after the first few steps, with the seconds that a step takes; unless all are done.
 
         Raises:
             Interrupted: `stop` was signalled; the step was finished and saved.
@@ -188,7 +188,7 @@ class Trainer:
             raise out_of_memory(self.hardware, self.assembly.micro_batch, training.sequence_length) from error
         self.done += 1
         pace = self._speed.add(time.perf_counter() - began)
-        if pace is not None:
+        if pace is not None and not self._has_all_steps():
             on_pace(pace)
         return {"train_loss": loss, "gradient_norm": norm, "learning_rate": rate}
 
