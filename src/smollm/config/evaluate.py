@@ -22,6 +22,6 @@ class EvaluateConfig:
     top_k: Annotated[int, at_least(1)]
     """Sample among the k likeliest tokens."""
     tasks: Annotated[tuple[str, ...], Rule(all, "must hold no empty name", "remove it")]
-    """Tasks of lm-eval, by name."""
+    """Tasks of lm-eval, or of the user's files in data/tasks, by name."""
     task_examples: Annotated[int | None, at_least(1)]
     """At most this many examples of each task; null: all."""

@@ -86,7 +86,7 @@ class _Measurements:
 
     def take(self) -> None:
         """Take those that no start before this one has taken."""
-        tasks.check(self.settings.tasks)
+        tasks.check(self.settings.tasks, self.directory)
         for text in self._texts:  # refuses what does not fit before anything is computed
             text.windows(self.length, self.settings.held_out_tokens)
             samples.places(text, self.settings)
@@ -164,7 +164,7 @@ class _Measurements:
             return memory.compare(self.directory, name, self._continuations(), tokenizer, progress.update)
 
     def _task(self, name: str) -> dict[str, dict[str, float]]:
-        return tasks.run(name, self.directory / MODEL, self.settings, self._loaded[2], self.stage.seed)
+        return tasks.run(name, self.directory, self.directory / MODEL, self.settings, self._loaded[2], self.stage.seed)
 
     def _continuations(self) -> list[str]:
         """All samples, each followed by the document's own continuation."""

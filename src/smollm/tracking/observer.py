@@ -26,6 +26,9 @@ from smollm.tracking.run_record import Dataset, KeptCheckpoint, ModelVersion, Ru
 from smollm.tracking.sweep_run import PARENT, PRUNED
 from smollm.tracking.tracker import Tracker
 
+_USERS = ("data/raw", "data/tasks")
+"""Inputs that no stage writes."""
+
 
 @dataclass(frozen=True)
 class RunInputs:
@@ -190,7 +193,7 @@ class StageObserver:
         declared = self.workspace.stage(self.stage)["outs"]
         outputs = [path for path in declared if not path.startswith("reports/")]
         log = next(path for path in declared if path.endswith("log.txt"))
-        data = [path for path in self._data_inputs if path != "data/raw"]
+        data = [path for path in self._data_inputs if path not in _USERS]
         # a log holds times, so that no other result has its digest
         restore = provenance.restore_command(self._digest(log), [*outputs, *data])
         return {"restore": restore, **{f"dvc.out.{path}": self._digest(path) for path in outputs}}
