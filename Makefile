@@ -78,7 +78,7 @@ bench-start: $(ready)  ## print where the time around the steps goes (minutes; A
 check: $(ready)  ## run ruff and mypy
 	@ruff check .
 	@ruff format --check .
-	@mypy src stages
+	@mypy src stages benchmarks
 
 ui: $(ready)  ## open MLflow's UI on port 5000 of this machine (ARGS="--port 5001")
 	@python3 -m smollm.tracking.ui $(ARGS)

@@ -40,7 +40,7 @@ class Steps:
         began = time.perf_counter()
         with self.machine.autocast():
             loss = self.model.loss(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(self.model.parameters(), self.config.pretrain.gradient_clip)
         for part in self.optimizer.parts:
             part.step()

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._C._autograd import DeviceType
 from training_step import ANSWER, ROOT, our_step, with_kind, with_shape
 
 from smollm.config.file import Config, load
@@ -68,7 +69,7 @@ def exchange_of(step: Callable[[], object], steps: int = 3) -> tuple[float, floa
     exchanges: list[Interval] = []
     work: list[Interval] = []
     for event in profile.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == DeviceType.CUDA:
             (exchanges if "nccl" in event.name else work).append((event.time_range.start, event.time_range.end))
     both = length(exchanges + work)
     return length(exchanges) / 1000 / steps, (both - length(work)) / 1000 / steps

@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import sys
 import tempfile
 import time
@@ -70,7 +71,7 @@ def run_stage(module: str) -> None:
         setattr(holder, name, watched)
 
     stage = module.rpartition(".")[2]
-    work = getattr(importlib.import_module(module), stage)
+    importlib.import_module(module)
     note("begin")
     if stage == "tokenize":
         watch("smollm.corpus.stage:TokenizeStage._work", "encode")
@@ -81,7 +82,7 @@ def run_stage(module: str) -> None:
         watch("smollm.training.trainer:Trainer.take_step", "first step", "steps", "last state")
     watch("smollm.tracking.observer:StageObserver.flush", "send", "publish")
     watch("smollm.tracking.observer:StageObserver.finish", "end run", "exit")
-    importlib.import_module("smollm.stage.run").main(work)
+    runpy.run_module(module, run_name="__main__")
     Path(os.environ["ACCOUNT"], f"{stage}.json").write_text(json.dumps(marks))
 
 

@@ -82,11 +82,11 @@ class Training:
             began = time.perf_counter()
             with StopSignal() as stop, closing(ProgressBar("benchmark", training.steps, 0)) as progress:
                 trainer.run(stop, progress)
-            return 1000 * (time.perf_counter() - began) / training.steps
+            return 1000 * (time.perf_counter() - began) / settings.steps
 
 
 def description(config: Config, number: int, lr: float) -> RunDescription:
-    params = provenance.flatten(config.pretrain, "pretrain") | provenance.flatten(config.model, "model")
+    params = provenance.flatten({"pretrain": config.pretrain, "model": config.model})
     started = time.time()
     return RunDescription(
         delivery_id=f"{number:016x}-{int(started * 1000)}",
@@ -101,7 +101,7 @@ def description(config: Config, number: int, lr: float) -> RunDescription:
 
 def tracker_seconds(tracker: Tracker) -> float:
     """Processor time so far of the threads that send and that measure the system."""
-    monitor = getattr(tracker._monitor, "_process", None)
+    monitor = getattr(tracker._system_metrics._monitor, "_process", None)
     own = {thread.native_id for thread in (tracker._thread, monitor) if thread is not None}
     return sum(one.user_time + one.system_time for one in psutil.Process().threads() if one.id in own)
 

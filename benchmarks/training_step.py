@@ -120,35 +120,34 @@ def our_step(
     return step
 
 
-def other_step(variant: str, config: Config, machine: hardware.Hardware) -> Callable[[], None]:
+def other_step(variant: str, config: Config, machine: hardware.Hardware) -> Callable[[], object]:
     """A plain loop's step."""
     if machine.device.type == "cpu":
         machine = dataclasses.replace(machine, precision=Precision.FP32)
+    model: torch.nn.Module
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     if variant == "plain loop":
-        model: torch.nn.Module = LlamaForCausalLM(config.model).to(machine.device)
-        loss = model.loss
+        model = plain = LlamaForCausalLM(config.model).to(machine.device)
+        loss = plain.loss
     else:
         import transformers
 
         shape = {**dataclasses.asdict(config.model), "attn_implementation": "sdpa", "use_cache": False}
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).to(machine.device)  # type: ignore[arg-type]
 
-        def loss(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        def cross_entropy(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             logits = model(ids).logits.float().flatten(0, 1)
             return torch.nn.functional.cross_entropy(logits, targets.flatten())
 
-        if variant == "transformers compiled":
-            loss = torch.compile(loss)
+        loss = torch.compile(cross_entropy) if variant == "transformers compiled" else cross_entropy
     fused = None if variant == "plain loop" else True
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
     training = config.pretrain
     generator = np.random.default_rng(0)
-    shape = (training.sequences_per_step, training.sequence_length + 1)
+    size = (training.sequences_per_step, training.sequence_length + 1)
 
     def step() -> None:
-        ids = generator.integers(
-            0, config.model.vocab_size, (training.sequences_per_step, training.sequence_length + 1)
-        )
+        ids = generator.integers(0, config.model.vocab_size, size)
         batch = torch.from_numpy(ids).to(machine.device)
         with machine.autocast():
             value = loss(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
@@ -161,7 +160,7 @@ def other_step(variant: str, config: Config, machine: hardware.Hardware) -> Call
     return step
 
 
-def parts_of(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
+def parts_of(step: Callable[[], object], steps: int = 3) -> dict[str, float]:
     """Milliseconds of a step that the GPU spends on each part."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(steps):
@@ -179,7 +178,8 @@ def serve(variant: str, config: Config) -> None:
     machine = hardware.choose(config.runtime)
     rows, length = config.pretrain.sequences_per_step, config.pretrain.sequence_length
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, 200 * rows * length).astype(np.uint16)
-    is_ours, step = variant.startswith("ours"), None
+    is_ours = variant.startswith("ours")
+    step: Callable[[], object] | None = None
     machine.synchronize()
     print(f"{ANSWER}{{}}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
