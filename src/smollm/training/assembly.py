@@ -44,7 +44,7 @@ def assemble(
         data: of the stage; the search for the micro-batch size computes on it.
         hardware: of this process.
         group: the processes that train together; all of them call this.
-        warn: called with a line about each optimization that fails and is left out.
+        warn: called with a line for each optimization that fails and is switched off.
 
     Raises:
         TrainingError: not even the smallest micro-batch fits into memory.

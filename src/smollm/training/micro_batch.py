@@ -1,4 +1,4 @@
-"""How many sequences are computed at once: the most that fit into memory, found by trying before the first step."""
+"""How many sequences are computed at once: the most that fit into memory, found by trial before the first step."""
 
 import gc
 import math
@@ -30,7 +30,7 @@ class MicroBatchSearch:
     """runtime.micro_batch_size."""
     hardware: Hardware
     warn: Callable[[str], None]
-    """Called with a line about each optimization that fails and is left out."""
+    """Called with a line for each optimization that fails and is switched off."""
     group: Group
     keeps_average: bool = False
     """Whether an average of the weights is in memory as well."""
@@ -49,17 +49,17 @@ class MicroBatchSearch:
             TrainingError: not even the smallest, or the one that is set, fits into memory.
         """
         sizes = [self.setting] if not isinstance(self.setting, Auto) else self._candidates()
-        waiting = list(sizes)
-        while waiting:
+        untried = list(sizes)
+        while untried:
             try:
-                self._try(model, waiting[0], self._values_besides(model, waiting[0]))
+                self._try(model, untried[0], self._reserved_values(model, untried[0]))
             except Exception as error:
                 if _is_out_of_memory(error):
-                    del waiting[0]
+                    del untried[0]
                 elif not self._fall_back(model, error):
                     raise
             else:
-                return waiting[0]
+                return untried[0]
             # outside the handlers, whose tracebacks hold the tensors
             gc.collect()
             if self.hardware.device.type == "cuda":
@@ -100,24 +100,28 @@ class MicroBatchSearch:
     def _sharded_bytes(
         self, model: LlamaForCausalLM, one_block: LlamaForCausalLM, two_blocks: LlamaForCausalLM, size: int
     ) -> float:
-        """Bytes that the sharded `model` needs on this process with micro-batches of `size` sequences."""
-        everything, shallow, deeper = (
+        """Estimate the bytes that the sharded `model` needs on this process with micro-batches of `size` sequences."""
+        weights, one_block_weights, two_block_weights = (
             4 * sum(weight.numel() for weight in each.parameters()) for each in (model, one_block, two_blocks)
         )
-        block = deeper - shallow
+        block_weights = two_block_weights - one_block_weights
         try:
-            first, second = (self._growth(shallow_model, size) for shallow_model in (one_block, two_blocks))
+            one_block_pass, two_block_pass = (self._pass_bytes(each, size) for each in (one_block, two_blocks))
         except torch.OutOfMemoryError:
             return math.inf
-        activations = first + (second - first - block) * (model.config.num_hidden_layers - 1)
-        # sharded: weights, gradients, moments and perhaps the average; gathered: weights of two blocks and of the
-        # head, gradients of two blocks, or of all of them while there are several micro-batches
-        kept = (2 + self.keeps_average) * everything + 4 * _update_values(model)
-        sharded, gathered = kept / self.group.size, shallow + block
-        return sharded + gathered + (everything if size < self.local_sequences else block) + activations
+        # each further block adds its activations; the gradients of the first block and of the head are included
+        block_activations = two_block_pass - one_block_pass - block_weights
+        model_pass = one_block_pass + block_activations * (model.config.num_hidden_layers - 1)
+        # weights, gradients, moments and perhaps the average
+        shards = ((2 + self.keeps_average) * weights + 4 * _moment_values(model)) / self.group.size
+        # two blocks and the head
+        gathered_weights = one_block_weights + block_weights
+        # a second block's, or all blocks' while there are several micro-batches
+        unreduced_gradients = weights if size < self.local_sequences else block_weights
+        return shards + gathered_weights + unreduced_gradients + model_pass
 
-    def _growth(self, model: LlamaForCausalLM, size: int) -> int:
-        """Bytes that a backward pass needs besides the weights: gradients and activations."""
+    def _pass_bytes(self, model: LlamaForCausalLM, size: int) -> int:
+        """Bytes that a forward and backward pass needs besides the weights: gradients and activations."""
         self._try(model, size)  # compiles
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -130,18 +134,22 @@ class MicroBatchSearch:
             shallow = LlamaForCausalLM(replace(model.config, num_hidden_layers=layers), model.execution)
         return shallow.to(self.hardware.device)
 
-    def _values_besides(self, model: LlamaForCausalLM, size: int) -> int:
-        """How many float32 values training keeps besides the weights, a micro-batch of `size` and its gradient."""
+    def _reserved_values(self, model: LlamaForCausalLM, size: int) -> int:
+        """Number of float32 values that training keeps besides the weights and what a try with `size` allocates."""
         # the average, and the accumulated gradient or the one that is being averaged over the group
         copies = self.keeps_average + (size < self.local_sequences or self.group.size > 1)
-        return _update_values(model) + copies * parameter_count(model.config)
+        return _moment_values(model) + copies * parameter_count(model.config)
 
-    def _try(self, model: LlamaForCausalLM, size: int, values_besides: int = 0) -> None:
-        """Compute the gradient of `size` sequences, with so many float32 values in a GPU's memory besides."""
+    def _try(self, model: LlamaForCausalLM, size: int, reserved_values: int = 0) -> None:
+        """Compute the gradient of `size` sequences while `reserved_values` float32 values of a GPU's memory are taken.
+
+        Raises:
+            Exception: it does not fit into memory, or the kernels or the compiler fail.
+        """
         try:
-            _besides = self.hardware.reserve(values_besides)
+            reserved = [self.hardware.reserve(reserved_values)]  # until this returns
             inputs, targets = (torch.from_numpy(ids[:size].copy()).to(self.hardware.device) for ids in self.batches(1))
-            _validation = _reserve_validation(model, inputs, targets, self.hardware)
+            reserved.append(_reserve_validation(model, inputs, targets, self.hardware))
             with self.hardware.autocast():
                 objective, _ = model.training_loss(inputs, targets, inputs[:, 0])
             objective.backward()  # type: ignore[no-untyped-call]
@@ -163,10 +171,10 @@ class MicroBatchSearch:
         return True
 
 
-def _update_values(model: LlamaForCausalLM) -> int:
-    """Number of float32 values that the optimizer needs besides weights and gradients, with any kind.
+def _moment_values(model: LlamaForCausalLM) -> int:
+    """Number of float32 values in the moments of the optimizer that keeps the most, AdamW.
 
-    AdamW keeps the most moments; Muon needs no more with the update that it computes.
+    Muon needs no more, with the temporary copies that its update makes.
     """
     return max(moment_count(model.config, kind) for kind in OptimizerKind)
 
@@ -194,7 +202,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _reserve_validation(
     model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tensor, hardware: Hardware
 ) -> torch.Tensor | None:
-    """Reserve the memory that validation will need besides a captured step, whose memory it cannot use."""
+    """Reserve the memory that validation will need in addition to a captured step, whose memory it cannot share."""
     if model.execution.kernels is None or not hardware.captures:
         return None
     torch.cuda.reset_peak_memory_stats()
