@@ -43,7 +43,7 @@ optimizer = Optimizer(model, config.pretrain.optimizer)
 hardware = Hardware(torch.device("cpu"), Precision.FP32, False, "this CPU")
 scaler = torch.amp.GradScaler("cpu", enabled=False)
 step = Step(Assembly(model, optimizer, hardware, Group(0, 2), 1), scaler, 1.0)
-assert step._averaged is not None
+assert step._data_parallel_loss is not None
 step.gradient(torch.ones(2, 2, 16, dtype=torch.long))
 step.update(0.1)
 distributed.destroy_process_group()

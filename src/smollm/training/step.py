@@ -1,9 +1,9 @@
-"""The arithmetic of one optimizer step: the gradient of a whole batch, clipping, the update.
+"""One optimizer step: the gradient of a whole batch, clipping, the update.
 
-With the kernels of `fused` both halves are captured as CUDA graphs at a process's second step
-(its twelfth where gradients are averaged over a group) and replayed from then on, so that the GPU never waits
-for the launch of the next of a thousand kernels. The host still reads the loss between the two halves, and takes no
-step where it is not finite.
+With the kernels of `fused` both halves, gradient and update, are captured as CUDA graphs at a process's second step
+(the twelfth if gradients are averaged over a group) and replayed from then on, so that the GPU does not wait for the
+host to launch a thousand kernels. The host still reads the loss between the two halves, and skips the update if the
+loss is not finite.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from smollm.model.llama import LlamaForCausalLM
 from smollm.model.sharding import average_gradients, gradient_norm
 from smollm.training.assembly import Assembly
 
-_AVERAGED_WARM_UPS = 11
+_DATA_PARALLEL_WARM_UPS = 11
 """Steps after which DistributedDataParallel has rebuilt its buckets and no longer times itself."""
 
 
@@ -52,8 +52,8 @@ def _without_compiler() -> Iterator[None]:
         del vars(torch)["_dynamo"]
 
 
-class _Averaged(DistributedDataParallel):
-    """The model's loss, with the gradient averaged over the group; without torch's compiler, as in `optim`."""
+class _DataParallelLoss(DistributedDataParallel):
+    """The model's loss, whose backward pass averages the gradient over the group; does not import torch's compiler."""
 
     _inside_ddp_forward = contextmanager(inspect.unwrap(DistributedDataParallel._inside_ddp_forward))
 
@@ -77,10 +77,11 @@ class Step:
         self.hardware, self.micro_batch = assembly.hardware, assembly.micro_batch
         self.scaler, self.gradient_clip = scaler, gradient_clip
         execution = self.model.execution
-        # a graph does not share its memory: validation with the plain model would need as much again
+        # other work cannot use a graph's memory: validation with the plain model would need as much again
         self._captures = self.hardware.captures and execution.kernels is not None
-        self._averaged = self._average() if self.group.size > 1 and not execution.sharded else None
-        self._warm_ups = 1 if self._averaged is None else _AVERAGED_WARM_UPS
+        is_data_parallel = self.group.size > 1 and not execution.sharded
+        self._data_parallel_loss = self._make_data_parallel() if is_data_parallel else None
+        self._warm_ups = _DATA_PARALLEL_WARM_UPS if is_data_parallel else 1
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
 
     def gradient(self, batch: Tensor, seeds: Tensor | None = None) -> Tensor:
@@ -91,8 +92,8 @@ class Step:
             seeds: of the dropout masks, (B,) int64, if there is dropout.
 
         Returns:
-            On the device: this process's mean loss, and the norm of the whole gradient before clipping; valid until
-            the next call.
+            (2,), on the device and overwritten by the next call: this process's mean loss, and the norm of the whole
+            gradient before clipping.
         """
         if self._captures and self._warm_ups == 0 and self._graphs is None:
             self._capture(batch, seeds)
@@ -125,17 +126,16 @@ class Step:
         seeds_of = [None] * len(inputs) if seeds is None else torch.split(seeds.to(batch.device), self.micro_batch)
         total = torch.zeros((), device=self.hardware.device)
         for index, micro_batch in enumerate(zip(inputs, targets, seeds_of, strict=True)):
-            with self._averaging(is_last=index == len(inputs) - 1):
+            with self._gradient_sync(is_last=index == len(inputs) - 1):
                 with self.hardware.autocast():
-                    objective, loss = (self._averaged or self.model.training_loss)(*micro_batch)
+                    objective, loss = (self._data_parallel_loss or self.model.training_loss)(*micro_batch)
                 self.scaler.scale(objective / len(inputs)).backward()
             total += loss.detach() / len(inputs)
         for part in self.optimizer.parts:
             self.scaler.unscale_(part)
         return torch.stack((total, gradient_norm(self.model)))
 
-    def _average(self) -> DistributedDataParallel:
-        """The model's loss, with the gradient averaged over the group while it is computed."""
+    def _make_data_parallel(self) -> DistributedDataParallel:
         if self.model.execution.compiled:
             torch._dynamo.config.optimize_ddp = False  # it would split graphs that are small enough already
         # DDP accumulates gradients on the stream it is created on; a step is never captured on the default stream
@@ -143,13 +143,13 @@ class Step:
         if stream is not None:  # the steps before the capture run on another stream, which torch would warn about
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         with torch.cuda.stream(stream):
-            return _Averaged(self.model)
+            return _DataParallelLoss(self.model)
 
-    def _averaging(self, is_last: bool) -> AbstractContextManager[None]:
-        """Average gradients over the group at the last micro-batch of a step only."""
+    def _gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
+        """A context in which gradients are averaged over the group, but only for the last micro-batch of a step."""
         if self.model.execution.sharded:
             average_gradients(self.model, is_last)
-        return nullcontext() if is_last or self._averaged is None else self._averaged.no_sync()
+        return nullcontext() if is_last or self._data_parallel_loss is None else self._data_parallel_loss.no_sync()
 
     def _update(self) -> None:
         clip_grads_with_norm_(self.model.parameters(), self.gradient_clip, self._loss_and_norm[1])
@@ -157,7 +157,7 @@ class Step:
             self.scaler.step(part)
 
     def _capture(self, batch: Tensor, seeds: Tensor | None) -> None:
-        """Capture both halves; the steps before have allocated everything that lasts, such as the moments."""
+        """Capture both halves; earlier steps have allocated everything that outlives a step, such as the moments."""
         self._batch = batch.to(self.hardware.device)
         self._seeds = None if seeds is None else seeds.to(self.hardware.device)
         graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()

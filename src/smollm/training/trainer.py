@@ -59,7 +59,7 @@ class Trainer:
         self.model, self.hardware, self.group = assembly.model, assembly.hardware, assembly.group
         self.journal, self.store = records.journal, records.store
         self.loss_scale = LossScale(settings.stage, self.hardware, self.journal)
-        self._step = Step(assembly, self.loss_scale.scaler, settings.training.gradient_clip)
+        self._optimizer_step = Step(assembly, self.loss_scale.scaler, settings.training.gradient_clip)
         decay = settings.training.ema_decay
         self._average = None if decay is None else WeightAverage(self.model, decay)
         self._reader = BatchReader(data.batches, self.group, self.hardware)
@@ -75,8 +75,8 @@ class Trainer:
         """Steps done in this stage."""
         self._resumes = False
         self._stop = StopSignal()
-        self._is_asked_to_stop = False
-        """Whether a rank was, when the last step's losses were averaged."""
+        self._has_stop_request = False
+        """Whether any rank had one when the losses of the last step were averaged."""
 
     @property
     def step(self) -> int:
@@ -125,7 +125,7 @@ class Trainer:
         """
         training, self._stop = self.settings.training, stop
         if not self._resumes:
-            self._assess_start()
+            self._validate_start()
         while not self._has_ended():
             values = self._take_timed_step(on_pace)
             if self._has_all_steps() or self._is_due(training.validate_every_steps):
@@ -146,8 +146,8 @@ class Trainer:
                 raise Interrupted(signal, self.step)
         self._record_end()
 
-    def _assess_start(self) -> None:
-        """Validate the weights that the stage starts from; keep those of a previous stage, which may stay the best."""
+    def _validate_start(self) -> None:
+        """Validate the weights that the stage starts from; save those of a previous stage, since they may stay best."""
         self._validate()
         if self.step > 0:
             self._sample()
@@ -171,9 +171,10 @@ class Trainer:
     def _agreed_signal(self) -> int:
         """The signal on which all ranks stop after this step, 0 if there is none.
 
-        In a group they ask each other only if one was asked before the step's losses were averaged, which told them.
+        Averaging the losses of a step also tells all ranks whether one has a stop request; only then are the signals
+        themselves exchanged.
         """
-        if self.group.size > 1 and not self._is_asked_to_stop:
+        if self.group.size > 1 and not self._has_stop_request:
             return 0
         return self.group.all_reduce(self._stop.received or 0, max)
 
@@ -214,11 +215,11 @@ class Trainer:
         """
         step = self.step + 1
         seeds = self._reader.dropout_seeds(self.done + 1) if self.settings.training.dropout else None
-        loss_and_norm = self._step.gradient(self._reader.read(self.done + 1), seeds)
+        loss_and_norm = self._optimizer_step.gradient(self._reader.read(self.done + 1), seeds)
         self._reader.prefetch(self.done + 2)
         values = functional.pad(loss_and_norm, (0, 1), value=float(self._stop.received is not None))
-        loss, norm, asked = (self.group.sum(values) / self.group.size).tolist()
-        self._is_asked_to_stop = asked > 0
+        loss, norm, stop_requests = (self.group.sum(values) / self.group.size).tolist()
+        self._has_stop_request = stop_requests > 0
         has_overflowed = not math.isfinite(norm)
         if not math.isfinite(loss) or (has_overflowed and not self.loss_scale.is_used):
             self.assembly.optimizer.zero_grad()
@@ -232,7 +233,7 @@ class Trainer:
                 sequences=measure_sequences(self.model, self.data.batches, self.done + 1, self.hardware),
             )
         self.loss_scale.record(step, has_overflowed)
-        self._step.update(rate, skip=has_overflowed)
+        self._optimizer_step.update(rate, skip=has_overflowed)
         if self._average is not None:
             self._average.update(self.done + 1)
         return loss, norm
