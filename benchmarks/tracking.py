@@ -36,7 +36,7 @@ from smollm.state.journal import Journal, Kind
 from smollm.tracking import provenance
 from smollm.tracking.console import ProgressBar
 from smollm.tracking.delivery import Delivery
-from smollm.tracking.mlflow_store import MlflowStore
+from smollm.tracking.mlflow_store import MlflowStore, sqlite_uri
 from smollm.tracking.run_record import RunDescription, RunEnd
 from smollm.tracking.tracker import Tracker
 from smollm.tracking.upload import upload
@@ -115,7 +115,7 @@ def tracked(directory: Path, uri: str | None, config: Config, spent: list[float]
         spent.append(0.0)
         return
     root = directory / "mlruns"
-    store = MlflowStore(uri or f"sqlite:///{root}/mlflow.db", root)
+    store = MlflowStore(uri or sqlite_uri(root / "mlflow.db"), root)
     if not uri:
         store.client()  # makes the tables, once in a repository's life
     tracker = Tracker(directory, store, dataclasses.replace(config.tracking, finish_seconds=5.0), lambda _: None)
@@ -181,7 +181,7 @@ def fill(store: MlflowStore, config: Config, directory: Path, runs: int) -> None
 def time_compare(config: Config, runs: int, directory: Path) -> None:
     clone = directory / "clone"
     subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
-    store = MlflowStore.of(clone)
+    store = MlflowStore(sqlite_uri(clone / "mlruns" / "mlflow.db"), clone / "mlruns")
     began = time.perf_counter()
     fill(store, config, directory / "runs", runs)
     print(f"{runs} runs of 5000 steps sent to SQLite in {time.perf_counter() - began:.0f} s")
