@@ -178,7 +178,7 @@ class _Measurements:
     @cached_property
     def _loaded(self) -> tuple[LlamaForCausalLM, Tokenizer, Hardware]:
         machine = hardware.choose(self.stage.runtime, steps=1)  # a few seconds of work: not worth compiling on a CPU
-        self.run.log(announce.machine(machine.name, machine.device.type, machine.precision.value, False))
+        self.run.log(announce.hardware(machine.name, machine.device.type, machine.precision.value, False))
         model, tokenizer = read_model(self.directory / MODEL)
         if self.stage.finetune.mask_documents:
             end = int(read_manifest(token_directory(self.directory, "finetune"))["end_of_text_id"])

@@ -63,8 +63,8 @@ def training_plan(
     )
 
 
-def machine(name: str, device: str, precision: str, is_compiled: bool) -> str:
-    """What a training stage computes on."""
+def hardware(name: str, device: str, precision: str, is_compiled: bool) -> str:
+    """What a stage computes on."""
     return f"{name}, {device}, {precision}, {'compiled' if is_compiled else 'not compiled'}"
 
 

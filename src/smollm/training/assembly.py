@@ -65,18 +65,18 @@ def assemble(
 
 def hardware_values(assembly: Assembly, sequence_length: int) -> dict[str, object]:
     """What a `hardware` record holds: what this start of a stage computes on, and how."""
-    model, machine, execution = assembly.model.config, assembly.hardware, assembly.model.execution
+    model, hardware, execution = assembly.model.config, assembly.hardware, assembly.model.execution
     kernel = "masked"  # torch does not say which kernel it chooses with a mask
-    if attends_at_once(machine.device, machine.dtype, sequence_length):
+    if attends_at_once(hardware.device, hardware.dtype, sequence_length):
         kernel = "all scores at once"
     elif execution.document_end is None:
         heads = (model.num_attention_heads, model.num_key_value_heads)
-        kernel = machine.attention_kernel(*heads, model.head_dim, sequence_length)
+        kernel = hardware.attention_kernel(*heads, model.head_dim, sequence_length)
     return {
         "processes": assembly.group.size,
-        "device": machine.device.type,
-        "device_name": machine.name,
-        "precision": machine.precision.value,
+        "device": hardware.device.type,
+        "device_name": hardware.name,
+        "precision": hardware.precision.value,
         "compiled": execution.compiled or execution.kernels is not None,
         "micro_batch_size": assembly.micro_batch,
         "attention_kernel": kernel,

@@ -10,16 +10,16 @@ from smollm.training.settings import Settings
 
 
 def plan_lines(
-    settings: Settings, workspace: Path, continues: str | None, first_step: int, machine: Hardware, processes: int
+    settings: Settings, workspace: Path, continues: str | None, first_step: int, hardware: Hardware, processes: int
 ) -> list[str]:
-    """How much the stage computes, on what, and how often it reads its text, and what follows from that.
+    """How much the stage computes and on what, how often it reads its text, and the settings derived from that.
 
     Args:
         settings: of the stage.
         workspace: has the token files.
         continues: the stage whose checkpoint this one starts from, if any.
         first_step: steps of the previous stages.
-        machine: the hardware of one process.
+        hardware: of one process.
         processes: how many train together.
     """
     stage, steps, training, model = settings.stage, settings.steps, settings.training, settings.model
@@ -27,10 +27,10 @@ def plan_lines(
     plan = announce.training_plan(
         steps, first_step + steps, training.tokens_per_step, flops, parameter_count(model), processes
     )
-    computer = announce.machine(machine.name, machine.device.type, machine.precision.value, machine.compile)
+    computes_on = announce.hardware(hardware.name, hardware.device.type, hardware.precision.value, hardware.compile)
     steps_per_epoch = training.steps_per_epoch(read_manifest(token_directory(workspace, stage))[TRAIN]["tokens"])
     epochs = steps / steps_per_epoch
-    lines = [f"{plan}; {computer}", announce.epochs(stage, steps, epochs)]
+    lines = [f"{plan}; {computes_on}", announce.epochs(stage, steps, epochs)]
     optimizer = training.optimizer
     if optimizer.weight_decay is not None and optimizer.weight_decay_epochs is not None:
         lines.append(announce.weight_decay(optimizer.weight_decay, optimizer.weight_decay_epochs))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smollm.config.tracking import TrackingConfig
-from smollm.device import hardware
 from smollm.device.group import Group
+from smollm.device.hardware import Hardware, choose
 from smollm.device.seeding import seed_everything
 from smollm.errors import NonFinite
 from smollm.operate import launch
@@ -78,13 +78,13 @@ class TrainingStage:
     def _train(self, group: Group, records: Records, run: StageRun | None = None) -> None:
         """Train as one process of `group`, from the first check to the last step; `run` is rank 0's."""
         settings, directory = self.settings, self.workspace.directory
-        machine = self._choose_hardware(group)
+        hardware = self._choose_hardware(group)
         first_step = group.broadcast(self._steps_before() if group.is_rank_zero else 0)
 
         def log(line: str) -> None:
             records.log(line, first_step)
 
-        for line in plan_lines(settings, directory, self.continues, first_step, machine, group.size):
+        for line in plan_lines(settings, directory, self.continues, first_step, hardware, group.size):
             log(line)
 
         preflight = Preflight(
@@ -93,38 +93,35 @@ class TrainingStage:
         if group.is_rank_zero:
             preflight.check_disk(records.store.directory, records.store.keep)
             done = (records.store.newest_step() or first_step) - first_step
-            preflight.check_bound(settings.steps - done, machine, group.size)
+            preflight.check_bound(settings.steps - done, hardware, group.size)
 
         damages: list[str] = []
-        with ThreadPoolExecutor(1, "checkpoint") as thread:  # verifying one takes as long as building the model
+        with ThreadPoolExecutor(1, "checkpoint") as thread:  # verifying it takes as long as building the model
             reading = thread.submit(self._initial_checkpoint, group, records.store, damages.append)
             data = TrainingData.open(directory, settings, self.continues)
-            assembly = assemble(settings, data, machine, group, log)
+            assembly = assemble(settings, data, hardware, group, log)
             trainer = Trainer(settings, data, assembly, records, first_step)
         for line in damages:
             log(line)
         initial = reading.result()
-        begun = initial.state.step if initial and initial.state.stage == settings.stage else first_step
+        start_step = initial.state.step if initial and initial.state.stage == settings.stage else first_step
         values = hardware_values(assembly, settings.training.sequence_length)
-        records.journal.append(Kind.HARDWARE, begun, **values)
+        records.journal.append(Kind.HARDWARE, start_step, **values)
         self._restore(trainer, initial)
         del initial, reading  # as large as the model and its moments
         self._loop(trainer, preflight, run)
 
-    def _choose_hardware(self, group: Group) -> hardware.Hardware:
-        """The hardware of this process, once it is known that the processes of `group` can train this stage together.
-
-        Random numbers are seeded too, before the first one is drawn.
-        """
+    def _choose_hardware(self, group: Group) -> Hardware:
+        """Check that the processes of `group` can train this stage together, seed the RNGs, and choose the hardware."""
         settings = self.settings
         check_group(settings, group)
         check_machines(settings, self.workspace, group)
         manifest = read_manifest(token_directory(self.workspace.directory, settings.stage))
         check_vocabulary(manifest["vocab_size"], settings.model)
         seed_everything(settings.seed)
-        machine = hardware.choose(settings.runtime, settings.steps)
-        check_hardware(settings, machine, group)
-        return machine
+        hardware = choose(settings.runtime, settings.steps)
+        check_hardware(settings, hardware, group)
+        return hardware
 
     def _steps_before(self) -> int:
         """Where this stage's steps count from: the last step of the previous stage, even if `start` is its best."""
