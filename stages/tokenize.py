@@ -11,7 +11,7 @@ from stages import WORKSPACE
 def tokenize() -> None:
     workspace = Workspace.find(WORKSPACE).with_params()
     config = load(WORKSPACE / "params.yaml")
-    preflight.refuse_endless(workspace)
+    preflight.refuse_too_long(workspace)
     TokenizeStage(
         workspace=workspace,
         corpus=config.corpus,

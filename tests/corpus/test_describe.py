@@ -9,9 +9,8 @@ from tokenizers import Tokenizer
 
 from smollm.corpus import describe, tokenizer
 from smollm.corpus.selection import Splitter
-from smollm.corpus.source import STAGES
 from smollm.errors import CorpusError
-from smollm.state.tokens import documents_of, open_split, open_tokenizer, token_directory, tokenizer_path
+from smollm.state.tokens import STAGES, documents_of, open_split, open_tokenizer, token_directory, tokenizer_path
 
 TEXTS = {f"data/raw/{'a' if n % 3 else 'b'}.jsonl#{n}": f"line {n} " * (1 + n % 7) for n in range(90)}
 

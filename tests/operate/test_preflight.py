@@ -113,27 +113,27 @@ def test_both_training_stages_are_checked_before_the_text_is_read(
     monkeypatch.setattr(Hardware, "product_rate", lambda _: 1e12)
     set_device(workspace, "cpu")
     with pytest.raises(TrainingError, match=r"^pretrain: must take"):
-        preflight.refuse_endless(workspace)
+        preflight.refuse_too_long(workspace)
     params = workspace.directory / "params.yaml"
     params.write_text(params.read_text().replace("steps: 5000", "steps: 1000").replace("steps: 50\n", "steps: 5000\n"))
     with pytest.raises(TrainingError, match=r"^finetune: must take"):
-        preflight.refuse_endless(workspace)
+        preflight.refuse_too_long(workspace)
     shutil.copyfile(ROOT / "presets" / "tiny.yaml", params)
-    preflight.refuse_endless(workspace)
+    preflight.refuse_too_long(workspace)
 
 
 def test_a_stage_that_may_not_run_here_refuses_no_text(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> None:
     monkeypatch.setattr(Hardware, "product_rate", lambda _: 1e11)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     set_device(workspace, "cuda")
-    preflight.refuse_endless(workspace)
+    preflight.refuse_too_long(workspace)
     shutil.copyfile(SMOLLM_135M, workspace.directory / "params.yaml")
     set_device(workspace, "cpu")
     stages = {
         stage: {"cmd": "x", "params": {"params.yaml": workspace.params(stage)}} for stage in ("pretrain", "finetune")
     }
     (workspace.directory / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
-    preflight.refuse_endless(workspace)
+    preflight.refuse_too_long(workspace)
 
 
 @pytest.mark.parametrize("kind", list(OptimizerKind))

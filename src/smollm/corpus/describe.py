@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from smollm.corpus.source import STAGES
 from smollm.errors import CorpusError
 from smollm.stage.picture import draw
 from smollm.state.tokens import (
     SPLITS,
+    STAGES,
     documents_table,
     offsets_path,
     open_split,

@@ -12,9 +12,6 @@ from smollm.corpus.row_text import RowFormat
 from smollm.errors import CorpusError
 from smollm.state.files import file_digest
 
-STAGES = ("pretrain", "finetune")
-"""The stages that have a text of their own, in their order."""
-
 
 @dataclass
 class LeftOutCounts:
@@ -37,9 +34,9 @@ class Source:
         self.packages = corpus.packages
         self.workspace = workspace
         self.left_out = LeftOutCounts()
-        """Counts of the reading that goes on, or went last."""
+        """Counts of the current reading, or of the last one."""
         self.signatures: dict[str, bytes] = {}
-        """Signatures of some texts that were read, by sha256, see `near_duplicates.signed`."""
+        """Signatures of some of the texts read so far, by sha256; see `near_duplicates.signed`."""
         self._row_format = RowFormat(stage, self.config.text_column, self.config.template, corpus.max_null_fraction)
         self._summaries: dict[Path, tuple[text_files.FileState | None, text_files.TextSummary]] = {}
 

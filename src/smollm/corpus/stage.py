@@ -13,14 +13,14 @@ from smollm.config.corpus import CorpusConfig
 from smollm.config.file import load
 from smollm.config.tokenizer import TokenizerConfig
 from smollm.config.tracking import TrackingConfig
-from smollm.corpus import tokenizer as tokenizers
 from smollm.corpus.encode import Encoder
 from smollm.corpus.selection import Splitter, training_texts
-from smollm.corpus.source import STAGES, Source
+from smollm.corpus.source import Source
+from smollm.corpus.tokenizer import load as load_tokenizer
+from smollm.corpus.tokenizer import obtain as obtain_tokenizer
 from smollm.operate.preflight import check_vocabulary
 from smollm.stage import report
-from smollm.stage import run as pipeline
-from smollm.stage.run import StageRun
+from smollm.stage.run import StageRun, run_stage
 from smollm.state import tokens
 from smollm.state.files import replace_directory, write_atomically, write_json
 from smollm.state.journal import Kind
@@ -45,10 +45,10 @@ class TokenizeStage:
         Raises:
             PipelineError: with a line for the user.
         """
-        pipeline.run_stage("tokenize", self.workspace, self.tracking, self._inputs, self._work, self._publish)
+        run_stage("tokenize", self.workspace, self.tracking, self._inputs, self._work, self._publish)
 
     def _work(self, run: StageRun) -> None:
-        sources = {stage: Source(stage, self.corpus, self.workspace.directory) for stage in STAGES}
+        sources = {stage: Source(stage, self.corpus, self.workspace.directory) for stage in tokens.STAGES}
         self._drop_outdated(run, sources)
         kinds = {stage: source.config.source.value for stage, source in sources.items()}
         run.log(announce.corpus_plan(kinds, self.corpus.max_megabytes))
@@ -72,10 +72,10 @@ class TokenizeStage:
         """The tokenizer that an earlier start saved at `path`, else a new one, which is saved there."""
         began = time.monotonic()
         if path.exists():
-            tokenizer = tokenizers.load(path, self.tokenizer.end_of_text)
+            tokenizer = load_tokenizer(path, self.tokenizer.end_of_text)
         else:
             texts = training_texts(source, self.corpus, self.tokenizer.train_megabytes)
-            tokenizer = tokenizers.obtain(self.tokenizer, texts, self.workspace.directory)
+            tokenizer = obtain_tokenizer(self.tokenizer, texts, self.workspace.directory)
             write_atomically(path, tokenizer.to_str(pretty=True))
         vocab_size = tokens.vocabulary_size(tokenizer)
         # `model` is not among the params of this stage in dvc.yaml: it changes no output. It is read only to refuse too
@@ -130,7 +130,7 @@ class TokenizeStage:
 
         live, target = run.state.directory, self.workspace.directory
         replace_directory(tokens.tokenizer_path(live).parent, tokens.tokenizer_path(target).parent)
-        directories = {stage: tokens.token_directory(target, stage) for stage in STAGES}
+        directories = {stage: tokens.token_directory(target, stage) for stage in tokens.STAGES}
         metrics: dict[str, Any] = {}
         for stage, directory in directories.items():
             replace_directory(tokens.token_directory(live, stage), directory)

@@ -1,7 +1,7 @@
-"""Find a trained model by what people call it, and pull it from the DVC remote if it is not here.
+"""Find a trained model by name, and pull it from the DVC remote if it is not here.
 
-A model is named by its folder; by a revision of the repository (a commit, tag, branch or DVC experiment); or by its
-run in MLflow. Revisions and runs have the digest of the model that DVC keeps, so that neither needs a checkout.
+A model is named by its folder, by a revision of the repository (a commit, tag, branch or DVC experiment), or by its
+run in MLflow. Revisions and runs record the model's digest in DVC, so nothing has to be checked out.
 """
 
 import logging
@@ -17,6 +17,7 @@ import yaml
 
 from smollm.errors import CheckpointError
 from smollm.state.files import link_or_copy
+from smollm.state.tokens import STAGES
 from smollm.state.workspace import Workspace
 from smollm.tracking import lookup
 from smollm.tracking.mlflow_store import MlflowStore
@@ -24,9 +25,6 @@ from smollm.tracking.mlflow_store import MlflowStore
 if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc_data.hashfile.tree import Tree
-
-STAGES = ("pretrain", "finetune")
-"""Those that make a model."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class FoundModel:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A model that DVC keeps."""
+class _StoredModel:
+    """A model in DVC's cache or remote."""
 
     shown: str
     stage: str
@@ -74,15 +72,19 @@ def find_model(name: str, workspace: Workspace) -> Iterator[FoundModel]:
         yield FoundModel(directory, name, outputs.get(os.path.realpath(directory)))
         return
     repository = _open_repository(workspace.root)
-    kept = _recorded(name, workspace) or (_revision(name, repository) if repository else None) or _run(name, workspace)
-    if kept is None or repository is None:
+    stored = (
+        _by_path(name, workspace)
+        or (_by_revision(name, repository) if repository else None)
+        or _by_run(name, workspace)
+    )
+    if stored is None or repository is None:
         raise CheckpointError(
             f"the model must be a folder, a revision of this repository, or a run of MLflow, got {name!r}; "
             "`make repro` trains models/finetune, `dvc exp show` and `make compare` list what there is"
         )
     with tempfile.TemporaryDirectory(dir=repository.tmp_dir, prefix="model-") as folder:
-        _restore(repository, kept, Path(folder))
-        yield FoundModel(Path(folder), kept.shown, kept.stage, kept.revision, kept.run_id)
+        _restore(repository, stored, Path(folder))
+        yield FoundModel(Path(folder), stored.shown, stored.stage, stored.revision, stored.run_id)
 
 
 def read_revision(path: str, revision: str, workspace: Workspace) -> str | None:
@@ -91,16 +93,16 @@ def read_revision(path: str, revision: str, workspace: Workspace) -> str | None:
     return repository and _read(repository, path, revision)
 
 
-def _recorded(name: str, workspace: Workspace) -> _Kept | None:
-    """The model that the workspace lacks at this path, and its dvc.lock has."""
+def _by_path(name: str, workspace: Workspace) -> _StoredModel | None:
+    """The model that the workspace's dvc.lock records at this path."""
     lock, path = workspace.directory / "dvc.lock", os.path.normpath(name)
     if not lock.exists():
         return None
     digests = _digests(lock.read_text(encoding="utf-8"))
-    return next((_Kept(name, stage, digests[stage]) for stage in digests if path == f"models/{stage}"), None)
+    return next((_StoredModel(name, stage, digests[stage]) for stage in digests if path == f"models/{stage}"), None)
 
 
-def _revision(name: str, repository: "Repo") -> _Kept | None:
+def _by_revision(name: str, repository: "Repo") -> _StoredModel | None:
     from dvc.exceptions import DvcException
     from dvc.scm import NoSCM, resolve_rev
 
@@ -116,10 +118,10 @@ def _revision(name: str, repository: "Repo") -> _Kept | None:
     if stage not in digests:
         others = " or ".join(f"{revision}:{other}" for other in digests) or "a commit made after `dvc repro`"
         raise CheckpointError(f"{revision}: its dvc.lock must have models/{stage}, got one without; use {others}")
-    return _Kept(f"models/{stage} of {revision}", stage, digests[stage], revision=commit)
+    return _StoredModel(f"models/{stage} of {revision}", stage, digests[stage], revision=commit)
 
 
-def _run(name: str, workspace: Workspace) -> _Kept | None:
+def _by_run(name: str, workspace: Workspace) -> _StoredModel | None:
     if not lookup.can_name_a_run(name):
         return None
     store = MlflowStore.of(workspace.root)
@@ -142,7 +144,7 @@ def _run(name: str, workspace: Workspace) -> _Kept | None:
             f"run {run.run_id[:8]}: must have a model, got a run of {stage or 'no stage'} that is {run.status}; use a "
             "finished one of pretrain or finetune (`make compare`)"
         )
-    return _Kept(f"models/{stage} of run {run.run_id[:8]} ({run.name})", stage, digest, run_id=run.run_id)
+    return _StoredModel(f"models/{stage} of run {run.run_id[:8]} ({run.name})", stage, digest, run_id=run.run_id)
 
 
 def _open_repository(root: Path) -> "Repo | None":
@@ -176,14 +178,14 @@ def _digests(lock: str) -> dict[str, str]:
     return {stage: outputs[f"models/{stage}"] for stage in STAGES if outputs.get(f"models/{stage}")}
 
 
-def _restore(repository: "Repo", kept: _Kept, target: Path) -> None:
-    """Link, or copy, the model's files from DVC's cache; what that lacks is pulled first."""
+def _restore(repository: "Repo", model: _StoredModel, target: Path) -> None:
+    """Link or copy the model's files from DVC's cache; missing ones are pulled first."""
     from dvc_data.hashfile import load
     from dvc_data.hashfile.hash_info import HashInfo
 
-    cache, whole = repository.cache.local, HashInfo("md5", kept.digest)
+    cache, whole = repository.cache.local, HashInfo("md5", model.digest)
     try:
-        if not cache.exists(kept.digest):
+        if not cache.exists(model.digest):
             repository.cloud.pull([whole])
         files = {key: digest for key, _, digest in cast("Tree", load(cache, whole))}
         missing = [digest for digest in files.values() if not cache.exists(digest.value)]
@@ -195,6 +197,6 @@ def _restore(repository: "Repo", kept: _Kept, target: Path) -> None:
         is_missing = isinstance(error, FileNotFoundError)
         reason = "neither has it" if is_missing else " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{kept.shown}: must be in DVC's cache or remote (md5 {kept.digest}), got: {reason:.300}; `dvc push` it "
+            f"{model.shown}: must be in DVC's cache or remote (md5 {model.digest}), got: {reason:.300}; `dvc push` it "
             "where it was trained, or correct the remote in .dvc/config"
         ) from None

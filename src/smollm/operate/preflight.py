@@ -1,6 +1,6 @@
-"""Checks before training: does it end in time, do its checkpoints fit the disk, does the tokenizer fit the model?
+"""Checks before training: does it end in time, do its checkpoints fit on the disk, does the tokenizer fit the model?
 
-They refuse or let pass, and change nothing that is computed.
+They change nothing that is computed.
 """
 
 import shutil
@@ -15,6 +15,7 @@ from smollm.config.training import TrainingConfig
 from smollm.errors import ConfigError, PipelineError, StorageError, TrainingError
 from smollm.model.throughput import flops_per_token, moment_count, parameter_count
 from smollm.state.files import file_stats
+from smollm.state.tokens import STAGES
 from smollm.state.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Preflight:
         return max(fitting, key=lambda name: fitting[name], default=None)
 
 
-def refuse_endless(workspace: Workspace) -> None:
+def refuse_too_long(workspace: Workspace) -> None:
     """Refuse, before the text is read, training that cannot end in time on this machine.
 
     Stages that DVC may not need to run for these params, and stages whose device is missing, are checked at their
@@ -133,12 +134,12 @@ def refuse_endless(workspace: Workspace) -> None:
         TrainingError: if a training stage cannot end in time.
     """
     config = load(workspace.directory / "params.yaml")
-    for stage in ("pretrain", "finetune"):
+    for stage in STAGES:
         training = config.training(stage)
-        limit = Preflight(stage, config.model, training, config.runtime.max_hours, workspace.directory / "presets")
+        preflight = Preflight(stage, config.model, training, config.runtime.max_hours, workspace.directory / "presets")
         if training.steps is None:
-            continue  # epochs of a text that is still to be read; the stage's own start checks them
-        if limit.is_short(training.steps) or workspace.recorded_params(stage) == workspace.params(stage):
+            continue  # given in epochs of a text that is not read yet; checked when the stage starts
+        if preflight.is_short(training.steps) or workspace.recorded_params(stage) == workspace.params(stage):
             continue
         from smollm.device.hardware import choose, count_processes  # imports torch, which takes seconds
 
@@ -146,7 +147,7 @@ def refuse_endless(workspace: Workspace) -> None:
             hardware, processes = choose(config.runtime), count_processes(config.runtime, training.sequences_per_step)
         except TrainingError:
             continue
-        limit.check_bound(training.steps, hardware, processes)
+        preflight.check_bound(training.steps, hardware, processes)
 
 
 def check_vocabulary(tokens: int, model: ModelConfig) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from smollm.config.file import parse_values
 from smollm.errors import CheckpointError
-from smollm.operate.models import STAGES, FoundModel, read_revision
+from smollm.operate.models import FoundModel, read_revision
+from smollm.state.tokens import STAGES
 from smollm.state.workspace import Workspace
 from smollm.tracking import lookup
 from smollm.tracking.mlflow_store import MlflowStore

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.unsignedinteger]
 
+STAGES = ("pretrain", "finetune")
+"""The training stages, in order; each has its own text and makes a model."""
+
 SPLITS = TRAIN, VALIDATION = "train", "validation"
 """The parts of a stage's text: to train on, and held out."""
 
