@@ -1,8 +1,7 @@
-"""Read a params file and report all its problems at once.
+"""Read params.yaml and report all its problems at once.
 
-Stages read their sections from here, and DVC reruns a stage for the sections that its entry in
-dvc.yaml names. Each start checks the whole file, so that a mistake in `finetune` is not found
-after days of `pretrain`.
+DVC reruns a stage only for changes of the sections that its entry in dvc.yaml names. But every stage checks the whole
+file when it starts, so that a mistake in `finetune` is found before days of `pretrain`.
 """
 
 import io
@@ -31,7 +30,7 @@ from smollm.errors import ConfigError
 @dataclass(frozen=True)
 class Config:
     preset: str
-    """Where the values came from; shown, read by no stage."""
+    """Name of the preset that the values came from; only for display."""
     seed: Annotated[int, at_least(0)]
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
@@ -77,7 +76,7 @@ def config_of(values: dict[str, Any], file: str) -> Config:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The file's plain values, unchecked: numbers as OmegaConf reads them (`3e-4` is a number)."""
+    """The file's plain values, unchecked; OmegaConf reads `3e-4` as a number, which PyYAML does not."""
     try:
         text = path.read_text(encoding="utf-8")
         loaded = _parse(text)
@@ -92,7 +91,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def parse_values(text: str) -> dict[str, Any]:
-    """The plain values in a text of YAML that is known to hold sections, as `read_values` gives them."""
+    """As `read_values`, from YAML text that is known to be a mapping."""
     values = OmegaConf.to_container(_parse(text), resolve=False)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -100,7 +99,7 @@ def parse_values(text: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _parse(text: str) -> DictConfig | ListConfig:
-    """YAML takes a tenth of a second a file, and a stage looks at the same ones again and again."""
+    """Cached: parsing takes a tenth of a second, and a stage reads the same files many times."""
     return OmegaConf.load(io.StringIO(text))
 
 
@@ -223,7 +222,7 @@ def _check_start(config: Config, problems: Problems) -> None:
 
 
 def _check_division(name: str, config: Config, problems: Problems) -> None:
-    """Processes share a step's sequences evenly, and each cuts its share into micro-batches."""
+    """Check that the processes divide a step's sequences evenly, and the micro-batch size each process's share."""
     sequences: int = getattr(config, name).sequences_per_step
     processes, micro = config.runtime.processes, config.runtime.micro_batch_size
     share = sequences
@@ -237,13 +236,14 @@ def _check_division(name: str, config: Config, problems: Problems) -> None:
 
 def _check_divisor(key: str, value: int, total: int, what: str, problems: Problems) -> None:
     if total % value:
-        problems.add(key, f"must divide the {what}", value, f"use {' or '.join(map(str, near_divisors(total, value)))}")
+        problems.add(key, f"must divide the {what}", value, f"use {near_divisors(total, value)}")
 
 
-def near_divisors(total: int, value: int) -> list[int]:
-    """The largest divisor of `total` below `value`, and the smallest above it."""
+def near_divisors(total: int, value: int) -> str:
+    """The largest divisor of `total` below `value` and the smallest above it, for a message: ``16 or 32``."""
     divisors = [n for n in range(1, total + 1) if total % n == 0]
-    return [*[n for n in divisors if n < value][-1:], *[n for n in divisors if n > value][:1]]
+    below, above = [n for n in divisors if n < value], [n for n in divisors if n > value]
+    return " or ".join(map(str, below[-1:] + above[:1]))
 
 
 def _check_source(name: str, config: Config, problems: Problems) -> None:
@@ -296,4 +296,4 @@ _CHECKS: tuple[tuple[Callable[[Config, Problems], None], tuple[str, ...]], ...] 
     (_check_samples, ("evaluation", "model")),
     (_check_evaluate, ("evaluate", "model")),
 )
-"""Checks across settings, each with the sections that must be free of problems for it."""
+"""Checks that involve several settings, each with the sections it needs; skipped if one of these has problems."""

@@ -101,9 +101,9 @@ class Encoder:
         if writer.text_bytes:
             on_resume(train.documents + validation.documents, writer.text_bytes)
         self._encode(remaining, writer, dtype, on_progress)
-        if not train.documents + validation.documents:
-            raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
         documents = train.documents + validation.documents
+        if not documents:
+            raise CorpusError(f"params.yaml: corpus.{source.stage} must give text to train on, got none; add text")
         is_by_tail = is_split_by_tail(documents, train.bytes, validation.bytes, self.corpus.validation_fraction)
         documents_sha256 = file_digest(writer.list_path, "sha256")
         self.splitter.check_tail(source.stage, is_by_tail, documents_sha256, counts.shared)

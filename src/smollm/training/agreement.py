@@ -14,33 +14,31 @@ from smollm.tracking import provenance
 from smollm.training.settings import Settings
 
 _PER_MACHINE = ("device", "processes", "max_restarts", "max_hours")
-"""Settings of the runtime that may differ between machines."""
+"""Settings of `runtime` that may differ between machines."""
 
 
 def check_group(settings: Settings, group: Group) -> None:
-    """Refuse a group that cannot split a step evenly. (What depends on params.yaml alone was checked when it was read.)
+    """Check that the group can divide a step's sequences evenly. (Settings alone are checked in `config.file`.)
 
     Raises:
         TrainingError: it cannot.
     """
     sequences, micro_batch = settings.training.sequences_per_step, settings.runtime.micro_batch_size
     if sequences % group.size:
-        near = " or ".join(map(str, near_divisors(sequences, group.size)))
         raise TrainingError(
             f"{settings.stage}: the number of processes on all machines must divide the {sequences} sequences of a "
-            f"step, got {group.size}; use {near}"
+            f"step, got {group.size}; use {near_divisors(sequences, group.size)}"
         )
     share = sequences // group.size
     if not isinstance(micro_batch, Auto) and share % micro_batch:
-        near = " or ".join(map(str, near_divisors(share, micro_batch)))
         raise TrainingError(
             f"params.yaml: runtime.micro_batch_size must divide the {share} sequences that each of {group.size} "
-            f"processes has of a {settings.stage} step, got {micro_batch}; use {near}"
+            f"processes has of a {settings.stage} step, got {micro_batch}; use {near_divisors(share, micro_batch)}"
         )
 
 
 def check_machines(settings: Settings, workspace: Workspace, group: Group) -> None:
-    """Refuse machines with different params, code, data or torch.
+    """Check that all machines have the same params, code, data and torch.
 
     Raises:
         TrainingError: they differ; it names the first difference.
@@ -62,10 +60,10 @@ def check_machines(settings: Settings, workspace: Workspace, group: Group) -> No
 
 
 def check_hardware(settings: Settings, hardware: Hardware, group: Group) -> None:
-    """Refuse processes that compute on different kinds of device, or in different precisions.
+    """Check that all processes compute on the same kind of device and in the same precision.
 
     Raises:
-        TrainingError: they do.
+        TrainingError: they do not.
     """
     kinds = sorted(set(group.all_gather(f"{hardware.device.type} in {hardware.precision.value}")))
     if len(kinds) > 1:

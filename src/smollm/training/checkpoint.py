@@ -153,7 +153,7 @@ def _read_state(directory: Path) -> tuple[TrainerState, dict[str, str]]:
             f"{directory / _STATE}: must be as it was written, in format {FORMAT}, got other content; train again"
         )
     digests = content.pop("sha256")
-    return TrainerState(**{**content, "best": _best(content)}), {name: digests[name] for name in digests}
+    return TrainerState(**{**content, "best": _best(content)}), dict(digests)
 
 
 def _best(content: dict[str, Any]) -> BestValidation | None:
