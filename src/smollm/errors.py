@@ -1,4 +1,4 @@
-"""The errors that a user can cause and fix: each ends a stage with one line, not a traceback."""
+"""Errors that a user can cause and fix: they end a stage with one line instead of a traceback."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class PipelineError(RuntimeError):
-    """Base of all errors whose message tells the user what to do."""
+    """Base of all errors that a user can fix; the message says how."""
 
     exit_code = 1
     """Exit code of the program that this error ends."""
@@ -31,7 +31,7 @@ class StateError(PipelineError):
 
 
 class TrainingError(PipelineError):
-    """Training cannot go on: non-finite numbers, no memory, no such device."""
+    """Training cannot continue: non-finite numbers, out of memory, no such device."""
 
 
 class NonFinite(TrainingError):
@@ -44,11 +44,11 @@ class NonFinite(TrainingError):
 
 
 class StorageError(PipelineError):
-    """The disk is full, or will be, or refuses to be read or written."""
+    """The disk is full or too small, or cannot be read or written."""
 
 
 STOP_TAG = 256
-"""Stands for the number of a signal where a user has stopped the run with its tag ``stop`` in MLflow."""
+"""In place of a signal's number: a user stopped the run with the tag ``stop`` in MLflow."""
 
 
 class Interrupted(PipelineError):
@@ -57,13 +57,13 @@ class Interrupted(PipelineError):
     def __init__(self, number: int, step: int | None = None) -> None:
         """
         Args:
-            number: of the signal that asked, or `STOP_TAG`.
-            step: the last step that was done, in a stage that has steps.
+            number: of the signal, or `STOP_TAG`.
+            step: the last step taken; None for a stage without steps.
         """
         cause = "its tag `stop` in MLflow" if number == STOP_TAG else signal.Signals(number).name
         done = "; `dvc repro` continues"
         if step is not None:
-            done = f" after step {step}, all of it saved; `dvc repro` continues from there"
+            done = f" after step {step}; its state is saved, and `dvc repro` continues"
         super().__init__(f"stopped by {cause}{done}")
         self.exit_code = 128 + (signal.SIGTERM if number == STOP_TAG else number)
 
@@ -73,13 +73,13 @@ _NETWORK_ERRORS = {
     *(errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(errno.ECHILD, errno.ESRCH),
 }
-"""Error numbers of sockets, pipes and processes. An error that names a file is one of a disk, a network disk say."""
+"""Error numbers of sockets, pipes and processes. With a file name they come from a disk, perhaps a network disk."""
 
 
 def user_error(error: BaseException) -> PipelineError | None:
-    """Turn `error` into one that the user can fix; None if it is a bug.
+    """`error` as one that the user can fix; None if it is a bug.
 
-    A PipelineError is returned as it is, an error of the disk as a StorageError.
+    A PipelineError is returned unchanged, an error of the disk as a StorageError.
     """
     if isinstance(error, PipelineError):
         return error
@@ -89,8 +89,8 @@ def user_error(error: BaseException) -> PipelineError | None:
         return None
     reason = error.strerror or os.strerror(error.errno)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" for {error.filename}" if error.filename else ""
-        return StorageError(f"no room on the disk{where} ({reason}); free some, then `dvc repro` continues")
+        what = f", cannot write {error.filename}" if error.filename else ""
+        return StorageError(f"the disk is full{what} ({reason}); free some space, then `dvc repro` continues")
     return StorageError(
         f"cannot read or write {error.filename or 'a file'} ({reason}); fix that, then `dvc repro` continues"
     )

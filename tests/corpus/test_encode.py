@@ -144,7 +144,7 @@ def test_a_disk_that_is_full_when_the_text_is_cut_is_one_line(
     monkeypatch.setattr(tail, "_join", join_on_a_full_disk)
     with pytest.raises(OSError) as full:
         write(tmp_path, {IN_ONE_SPLIT[0]: "fox " * words}, small_tokenizer)
-    assert "no room on the disk" in str(user_error(full.value))
+    assert "the disk is full" in str(user_error(full.value))
 
 
 def test_several_documents_in_one_split_are_cut_with_their_places(tmp_path: Path, small_tokenizer: Tokenizer) -> None:

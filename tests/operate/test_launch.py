@@ -65,7 +65,7 @@ def test_machines_that_wait_for_others_in_vain_end_in_one_line() -> None:
     line = error_line(settings)
     assert time.monotonic() - began < 60
     where = settings["PET_RDZV_ENDPOINT"]
-    assert line == f"fewer than 2 machines (PET_NNODES) came to {where} in time; start the stage on all of them"
+    assert line == f"fewer than 2 machines (PET_NNODES) joined at {where} in time; start the stage on all of them"
 
 
 @pytest.mark.slow  # it waits for join_timeout and 20 seconds more

@@ -119,7 +119,7 @@ def after_a_signal_to_the_agent(project: Clone) -> None:
         os.kill(agent(project), signal.SIGTERM)
         output, _ = process.communicate()
     assert process.returncode != 0
-    stopped = re.findall(r"^ERROR: stopped by SIGTERM after step (\d+), all of it saved", output, re.M)
+    stopped = re.findall(r"^ERROR: stopped by SIGTERM after step (\d+); its state is saved", output, re.M)
     assert stopped == [str(last_step(project.directory))], output
     assert "Traceback" not in output
 

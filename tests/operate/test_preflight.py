@@ -172,7 +172,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(
         limit(full).check_disk(there.parent, keep=2)
     assert str(caught.value) == (
         "pretrain: the disk must have 6.91 GB free for 4 checkpoints of 1.73 GB, got 6.91 GB; "
-        "free some, or lower runtime.keep_checkpoints"
+        "free some space, or lower runtime.keep_checkpoints"
     )
     there.mkdir(parents=True)
     (there / "model.safetensors").write_bytes(b"x" * 1000)
@@ -196,6 +196,6 @@ def test_a_disk_that_is_short_of_room_is_told_of_what_is_kept_from_before_edits(
     with (tmp_path / "other" / "checkpoints" / "step-00000250" / "model.safetensors").open("wb") as file:
         file.truncate(2_400_000_000)
     with pytest.raises(
-        StorageError, match=r"free some \(`make drop STATE=\.\.\.`: 2\.4 GB are kept from before edits\), or"
+        StorageError, match=r"free some space \(`make drop STATE=\.\.\.`: 2\.4 GB are kept from before edits\), or"
     ):
         limit(full).check_disk(tmp_path / "one" / "checkpoints", keep=2)

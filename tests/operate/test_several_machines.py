@@ -34,7 +34,7 @@ def test_two_machines_train_as_one_whatever_ends_them_before(tmp_path: Path) -> 
             os.kill(agent(signalled), signal.SIGTERM)
             output, _ = process.communicate(timeout=30)
             others, _ = other.communicate(timeout=30)
-        stopped = re.findall(r"^ERROR: stopped by SIGTERM after step (\d+), all of it saved", output, re.M)
+        stopped = re.findall(r"^ERROR: stopped by SIGTERM after step (\d+); its state is saved", output, re.M)
         assert stopped == [str(last_step(here.directory))], output
         assert re.findall(r"^ERROR: .*", others, re.M) == re.findall(r"^ERROR: stopped.*", output, re.M)
         assert process.returncode != 0
@@ -94,7 +94,7 @@ def test_what_fails_on_one_machine_alone_ends_all_with_its_line(tmp_path: Path) 
         fill(here.directory / ".resume" / "filler")
         output, _ = process.communicate(timeout=60)
         others, _ = other.communicate(timeout=30)
-    line = re.findall(r"^ERROR: no room on the disk .*", output, re.M)
+    line = re.findall(r"^ERROR: the disk is full.*", output, re.M)
     assert len(line) == 1, output
     assert re.findall(r"^ERROR: .*", others, re.M) == line
     assert process.returncode != 0

@@ -54,7 +54,7 @@ def test_make_evaluate_survives_a_kill_and_is_no_part_of_the_pipeline_before_it(
     with make_evaluate(project) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert "held out pretrain: resumed, it was measured before" in output
+    assert "held out pretrain: already measured before the restart" in output
     assert "samples pretrain: resumed" in output
 
     assert project.repro() == []

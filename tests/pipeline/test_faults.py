@@ -94,7 +94,7 @@ def test_a_full_disk_ends_with_one_line_and_costs_no_checkpoint(tmp_path: Path) 
             fill(filler)
             said, _ = process.communicate()
         assert process.returncode != 0
-        assert re.search(r"ERROR: no room on the disk for .*\.resume/pretrain/.* \(No space left", error_line(said))
+        assert re.search(r"ERROR: the disk is full, .*\.resume/pretrain/.* \(No space left", error_line(said))
         checkpoints = sorted(project.directory.glob(".resume/pretrain/*/checkpoints/step-*"))
         assert checkpoints
         refused = error_line(project.dvc("repro", check=False).stdout)

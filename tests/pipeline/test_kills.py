@@ -61,7 +61,7 @@ def test_a_kill_at_any_point_changes_nothing(points: dict[str, int | None], tmp_
         steps = re.findall(r"resumed from step (\d+)", output)
         assert steps == ([str(resumed)] if resumed else []), f"{point}\n{output}"
     output = killed.dvc("repro").stdout
-    assert f"{KILL_POINTS[point].stage}: finished before; publishing its outputs again" in output
+    assert f"{KILL_POINTS[point].stage}: already finished; publishing its outputs again" in output
     log = (killed.directory / "reports" / "pretrain" / "training_log.txt").read_text()
     starts = [str(step) for point, step in points.items() if step and KILL_POINTS[point].stage == "pretrain"]
     assert re.findall(r"step (\d+)  hardware", log) == ["0", *starts]
@@ -77,7 +77,7 @@ def test_a_stopped_stage_is_no_success_and_goes_on(number: signal.Signals, tmp_p
         os.killpg(process.pid, number)
         output, _ = process.communicate()
     assert process.returncode != 0
-    step = re.search(rf"stopped by {number.name} after step (\d+), all of it saved", output)
+    step = re.search(rf"stopped by {number.name} after step (\d+); its state is saved", output)
     assert step, output[-2000:]
     assert list(yaml.safe_load((stopped.directory / "dvc.lock").read_text())["stages"]) == ["tokenize"]
     assert f"resumed from step {step.group(1)}\n" in stopped.dvc("repro").stdout
@@ -106,5 +106,5 @@ def test_an_orphan_is_named_and_finishes_alone(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     output = project.dvc("repro").stdout
-    assert "finished before; publishing its outputs again" in output
+    assert "already finished; publishing its outputs again" in output
     assert_equals_undisturbed(project, pretrain=60, finetune=8)

@@ -86,7 +86,7 @@ def test_a_server_that_is_dead_from_the_start_costs_nothing(tmp_path: Path) -> N
     with mlflow_server(tmp_path / "server") as server:
         said = project.dvc("repro", MLFLOW_TRACKING_URI=server.uri).stdout
         assert said.count("does not answer; continuing without it") == len(STAGES)
-        assert said.count("lacks part of this run; `make sync` sends it later") == len(STAGES)
+        assert said.count("is missing part of this run; `make sync` sends it later") == len(STAGES)
         server.start()
         sent = project.run("make", "sync", "VENV=", MLFLOW_TRACKING_URI=server.uri).stdout
         assert "3 of 3 waiting runs sent" in sent
@@ -119,7 +119,7 @@ def test_a_server_that_answers_after_five_seconds_is_not_waited_for(tmp_path: Pa
             said = project.dvc("repro", MLFLOW_TRACKING_URI=way.uri).stdout
             # each stage waits 10 s at its end and for answers that are under way; all of them would take minutes
             assert time.monotonic() - began < 180
-            assert "lacks part of this run; `make sync` sends it later" in said
+            assert "is missing part of this run; `make sync` sends it later" in said
             way.seconds = 0.0
             project.run("make", "sync", "VENV=", MLFLOW_TRACKING_URI=way.uri)
         assert_has_all(server.uri, project)
@@ -138,7 +138,7 @@ def test_a_server_that_never_answers_holds_up_no_stage(tmp_path: Path) -> None:
             assert time.monotonic() - began < 120
     assert said.count("does not answer; continuing without it") == len(STAGES)
     assert said.count("no answer within tracking.finish_seconds (2)") == len(STAGES)
-    assert said.count("lacks part of this run; `make sync` sends it later") == len(STAGES)
+    assert said.count("is missing part of this run; `make sync` sends it later") == len(STAGES)
 
 
 def test_an_mlruns_that_cannot_be_written_is_told_once_a_stage(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_an_mlruns_that_cannot_be_written_is_told_once_a_stage(tmp_path: Path) -
         said = project.dvc("repro").stdout
         assert time.monotonic() - began < 120
     assert said.count("does not answer; continuing without it") == len(STAGES)
-    assert said.count("the outbox does not take it") == len(STAGES)
+    assert said.count("cannot be put into the outbox") == len(STAGES)
     assert said.count("MLflow") == 2 * len(STAGES)
 
 
@@ -160,7 +160,7 @@ def test_a_database_that_is_locked_gets_all_of_it_later(tmp_path: Path) -> None:
     lock = sqlite3.connect(database, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     said = project.dvc("repro").stdout
-    assert said.count("lacks part of this run; `make sync` sends it later") == 2
+    assert said.count("is missing part of this run; `make sync` sends it later") == 2
     lock.execute("ROLLBACK")
     lock.close()
     assert "2 of 2 waiting runs sent" in project.run("make", "sync", "VENV=").stdout
@@ -178,7 +178,7 @@ def test_a_full_disk_under_mlruns_stops_no_training(tmp_path: Path) -> None:
             fill(filler)
             said, _ = process.communicate()
         assert process.returncode == 0, said
-        assert "the outbox does not take it" in said
+        assert "cannot be put into the outbox" in said
         filler.unlink()
         project.run("make", "repro", "VENV=")
         assert_has_all(f"sqlite:///{project.directory}/mlruns/mlflow.db", project)

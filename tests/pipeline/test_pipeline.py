@@ -343,7 +343,7 @@ def test_params_changed_while_a_stage_runs_never_pass_for_its_own(finished: Clon
         assert process.wait() != 0
     change(2e-3)
     output = finished.dvc("repro").stdout
-    assert "finished before; publishing its outputs again" in output
+    assert "already finished; publishing its outputs again" in output
     rates = [float(row[3]) for row in finished.rows("reports/finetune/losses.tsv")]
     assert max(rates) == 2e-3
     finished.run("git", "checkout", "--", "params.yaml")

@@ -41,7 +41,9 @@ def test_a_run_stopped_by_its_tag_saves_its_state_and_is_continued(project: Clon
     assert process.returncode != 0
     errors = re.findall(r"^ERROR: (?!failed to reproduce)(.*)$", output, re.M)
     assert len(errors) == 1, output
-    stopped = re.match(r"stopped by its tag `stop` in MLflow after step (\d+), all of it saved; `dvc repro`", errors[0])
+    stopped = re.match(
+        r"stopped by its tag `stop` in MLflow after step (\d+); its state is saved, and `dvc repro`", errors[0]
+    )
     assert stopped, output
     assert "Traceback" not in output
     (run,) = runs(project)["pretrain"]

@@ -48,7 +48,9 @@ def test_whatever_a_disk_refuses_is_one_line(code: int) -> None:
     error = user_error(OSError(code, os.strerror(code), "/d/x"))
     assert isinstance(error, StorageError)
     if code in (errno.ENOSPC, errno.EDQUOT):
-        expected = f"no room on the disk for /d/x ({os.strerror(code)}); free some, then `dvc repro` continues"
+        expected = (
+            f"the disk is full, cannot write /d/x ({os.strerror(code)}); free some space, then `dvc repro` continues"
+        )
     else:
         expected = f"cannot read or write /d/x ({os.strerror(code)}); fix that, then `dvc repro` continues"
     assert str(error) == expected
@@ -58,7 +60,7 @@ def test_an_error_of_the_disk_that_names_no_file_is_one_line_too() -> None:
     assert "cannot read or write a file (Stale file handle); fix" in str(
         user_error(OSError(errno.ESTALE, "Stale file handle"))
     )
-    assert "no room on the disk (No space left" in str(user_error(OSError(errno.ENOSPC, "No space left on device")))
+    assert "the disk is full (No space left" in str(user_error(OSError(errno.ENOSPC, "No space left on device")))
     assert f"({os.strerror(errno.EIO)})" in str(user_error(OSError(errno.EIO, None)))
 
 

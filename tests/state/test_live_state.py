@@ -43,7 +43,7 @@ def test_finished_and_recorded_was_forced_and_starts_afresh(workspace: Workspace
         assert not again.is_complete
         assert again.journal.records() == []
         assert not (again.directory / "checkpoints").exists()
-    assert said == ["train: forced to run again; starting from its beginning"]
+    assert said == ["train: forced to run again; starting over"]
 
 
 def test_recorded_with_other_params_is_not_this_result(workspace: Workspace) -> None:
@@ -106,7 +106,7 @@ def test_another_workspace_of_the_repository_waits_for_the_same_state(workspace:
 
         with state(other, release) as mine:
             assert mine.directory.parent.parent == workspace.root / ".resume"
-    assert said == [f"train: waiting for process {process.pid}, which computes the same elsewhere"]
+    assert said == [f"train: waiting for process {process.pid}, which runs the same stage in another workspace"]
 
 
 def test_a_wait_for_another_workspace_says_how_far_that_is(
@@ -125,7 +125,9 @@ def test_a_wait_for_another_workspace_says_how_far_that_is(
 
         with state(write_workspace(tmp_path / "elsewhere", workspace.root), release_at_third) as waiting:
             assert waiting.directory == mine.directory
-    assert said[1].endswith(f"waiting for process {process.pid}, which computes the same elsewhere (at step 7)")
+    assert said[1].endswith(
+        f"waiting for process {process.pid}, which runs the same stage in another workspace (at step 7)"
+    )
 
 
 def test_a_process_elsewhere_that_hangs_is_not_waited_for_without_end(

@@ -146,7 +146,7 @@ def test_without_locks_a_process_of_another_machine_is_taken_for_dead_once_it_wr
     began = time.monotonic()
     with state(workspace, said.append):
         assert time.monotonic() - began > 0.5
-    assert said[0] == "train: waiting for process 1 on node7, which computes the same elsewhere"
+    assert said[0] == "train: waiting for process 1 on node7, which runs the same stage in another workspace"
 
 
 def test_of_two_that_claim_a_state_at_once_one_gets_it(workspace: Workspace, without_locks: int) -> None:

@@ -37,7 +37,7 @@ def test_outputs_that_cannot_be_read_leave_a_finished_run(
     observer.begin(RunInputs({}))
     observer.finish({}, None)  # there is no metrics.json
     assert [run_end.status for run_end in run_ends] == ["FINISHED"]
-    assert "pretrain: MLflow lacks the tags and files of this run's end: [Errno 2]" in capsys.readouterr().out
+    assert "pretrain: MLflow is missing the final tags and files of this run: [Errno 2]" in capsys.readouterr().out
 
 
 def test_the_run_of_a_trial_does_not_say_that_dvc_repro_continues_it(
@@ -56,7 +56,7 @@ def test_the_run_of_a_trial_does_not_say_that_dvc_repro_continues_it(
     end_by(SystemExit(143))
     (observer.state.directory / "pruned").write_text("pruned by its study")
     end_by(Interrupted(signal.SIGTERM, 7))
-    saved = ", all of it saved; `dvc repro` continues from there"
+    saved = "; its state is saved, and `dvc repro` continues"
     stopped = "Interrupted: stopped by SIGTERM"
     assert tags == [
         f"{stopped} after step 7{saved}",

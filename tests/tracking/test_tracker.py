@@ -114,7 +114,7 @@ def test_a_call_that_never_returns_holds_up_no_stage(
     assert said == [
         f"MLflow ({store.shown}) does not answer; continuing without it. "
         "TimeoutError: no answer within tracking.finish_seconds (0.5)",
-        f"MLflow ({store.shown}) lacks part of this run; `make sync` sends it later",
+        f"MLflow ({store.shown}) is missing part of this run; `make sync` sends it later",
     ]
     assert outbox.send(client, store, pytest.fail) == 0
     run = only_run(client)
@@ -214,7 +214,7 @@ def test_a_stage_waits_a_moment_for_a_process_that_sends_its_own_run(
     with sending(store):
         assert at_once(lambda: tracker.start(DESCRIPTION))
         assert at_once(lambda: tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {}))
-    assert "the outbox does not take it: another process is sending abc-1700000000000" in said[-1]
+    assert "cannot be put into the outbox: another process is sending abc-1700000000000" in said[-1]
     outbox.abandon(state, store, 1_700_000_200.0)  # as the next stage does
     assert outbox.send(client, store, pytest.fail) == 0
     assert only_run(client).info.status == "FINISHED"
@@ -247,7 +247,7 @@ def test_a_disk_without_room_for_the_outbox_is_told_in_plain_words(
         tracker.end(RunEnd("FINISHED", 1_700_000_100.0), {"log.txt": log})
     draft = store.root / "outbox" / f".{DESCRIPTION.delivery_id}.tmp"
     assert said[-1] == (
-        f"MLflow ({store.shown}) lacks part of this run, and the outbox does not take it: "
+        f"MLflow ({store.shown}) is missing part of this run, which cannot be put into the outbox: "
         f"[Errno 28] No space left on device: '{draft}/artifacts/log.txt'"
     )
     assert not draft.exists()

@@ -231,7 +231,7 @@ def test_kernels_that_fail_give_way_to_the_compiled_model(
     warnings: list[str] = []
     assert search(cpu, 4, warnings.append).run(model) == 4
     assert model.execution == Execution(compiled=True)
-    assert warnings == ["the GPU's kernels failed (RuntimeError: no such kernel); continuing with torch.compile"]
+    assert warnings == ["the Triton kernels failed (RuntimeError: no such kernel); continuing with torch.compile"]
 
 
 def train_one_step(

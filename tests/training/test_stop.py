@@ -29,8 +29,13 @@ def test_a_signal_counts_beside_a_request() -> None:
 @pytest.mark.parametrize(
     ("number", "step", "message", "exit_code"),
     [
-        (signal.SIGINT, 7, "stopped by SIGINT after step 7, all of it saved; `dvc repro` continues from there", 130),
-        (STOP_TAG, 7, "stopped by its tag `stop` in MLflow after step 7, all of it saved; `dvc repro` continues", 143),
+        (signal.SIGINT, 7, "stopped by SIGINT after step 7; its state is saved, and `dvc repro` continues", 130),
+        (
+            STOP_TAG,
+            7,
+            "stopped by its tag `stop` in MLflow after step 7; its state is saved, and `dvc repro` continues",
+            143,
+        ),
         (STOP_TAG, None, "stopped by its tag `stop` in MLflow; `dvc repro` continues", 143),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_signal_ends_it_after_the_step_with_all_of_it_saved(
         return take(rate)
 
     trainer.take_step = take_and_signal  # type: ignore[method-assign]
-    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 3, all of it saved") as caught:
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 3; its state is saved") as caught:
         run(trainer)
     assert caught.value.exit_code == 128 + number
     checkpoint = trainer.store.newest(pytest.fail)
@@ -171,7 +171,7 @@ def test_a_rank_stops_where_another_is_asked_to_and_rank_0_samples_alone(
 ) -> None:
     trainer = trainers(tmp_path, replace(TRAINING, sample_every_steps=2))
     trainer.group = group = OneOfTwo(rank)
-    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, all of it saved"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3; its state is saved"):
         run(trainer)
     assert group.asked == [0], "they ask each other only if one was asked"
     assert recorded(trainer, Kind.SAMPLE) == ([2] if rank == 0 else [])

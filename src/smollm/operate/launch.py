@@ -152,7 +152,7 @@ def _describe(error: Exception) -> str:
         return f"stopped by {error.sigval.name}; {go_on}"
     if isinstance(error, RendezvousTimeoutError):
         where, nodes = os.environ.get("PET_RDZV_ENDPOINT"), os.environ.get("PET_NNODES")
-        return f"fewer than {nodes} machines (PET_NNODES) came to {where} in time; start the stage on all of them"
+        return f"fewer than {nodes} machines (PET_NNODES) joined at {where} in time; start the stage on all of them"
     if isinstance(error, ValueError):
         return f"torchrun refuses its settings (PET_...): {error}; correct them"
     reason = error.__cause__ or error

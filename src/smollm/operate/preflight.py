@@ -93,7 +93,8 @@ class Preflight:
             drop = f" (`make drop STATE=...`: {kept:,.3g} GB are kept from before edits)" if others else ""
             raise StorageError(
                 f"{self.stage}: the disk must have {needed / 1e9:,.3g} GB free for {count} checkpoints of "
-                f"{size / 1e9:,.3g} GB, got {free / 1e9:,.3g} GB; free some{drop}, or lower runtime.keep_checkpoints"
+                f"{size / 1e9:,.3g} GB, got {free / 1e9:,.3g} GB; free some space{drop}, or lower "
+                "runtime.keep_checkpoints"
             )
 
     def _check(self, steps: int, seconds: float, how: str, pace: str) -> None:

@@ -79,7 +79,7 @@ class LiveState:
             lock = stack.enter_context(self._lock())
             self._say_what_is_unprotected(lock)
             if self.is_complete and self.workspace.is_recorded(self.stage, self.fingerprint):
-                self._say(f"{self.stage}: forced to run again; starting from its beginning")
+                self._say(f"{self.stage}: forced to run again; starting over")
                 self._clear()
             remove_unneeded(self.workspace, self._say, self._on_removal, self.directory)
             self._write_fingerprinted()
@@ -159,13 +159,15 @@ class LiveState:
                 holder = lock.holder
             if now - quiet_since > _SILENT_SECONDS:
                 raise StateError(
-                    f"{self.stage}: {holder}, which computes the same elsewhere, has written nothing to "
+                    f"{self.stage}: {holder}, which runs the same stage in another workspace, has written nothing to "
                     f"{self.directory} for {_SILENT_SECONDS / 60:.0f} minutes; stop it with `kill {holder.pid}`, then "
                     "run `dvc repro` again"
                 )
             if now >= reminder and holder.workspace is not None:
                 progress = f" (at step {self._saved.step})" if reminder else ""
-                self._say(f"{self.stage}: waiting for {holder}, which computes the same elsewhere{progress}")
+                self._say(
+                    f"{self.stage}: waiting for {holder}, which runs the same stage in another workspace{progress}"
+                )
                 reminder = now + _REMINDER_SECONDS
             time.sleep(pause)
             pause = min(5.0, 1.5 * pause)

@@ -123,7 +123,7 @@ def remove_unneeded(
     """
 
     def announced(directory: Path) -> None:
-        say(f"{directory.parent.name}: removing the state of a run with other inputs ({directory.name})")
+        say(f"{directory.parent.name}: removing the state of a run with different inputs ({directory.name})")
         on_removal(directory)
 
     starting = None if current is None else current.parent.name

@@ -8,7 +8,7 @@ SUITABLE_EPOCHS = (6, 24)
 MANY_EPOCHS = 30
 """Passes above which a warning is due."""
 
-PUBLISHING_AGAIN = "finished before; publishing its outputs again"
+PUBLISHING_AGAIN = "already finished; publishing its outputs again"
 
 
 def corpus_plan(sources: dict[str, str], max_megabytes: float) -> str:
@@ -22,7 +22,7 @@ def tokenizer_ready(vocab_size: int, source: str, seconds: float) -> str:
 
 
 def text_resumed(stage: str, documents: int, text_bytes: int) -> str:
-    """A killed process has encoded the beginning of a stage's text."""
+    """An earlier start of `tokenize` encoded the beginning of a stage's text."""
     return f"{stage}: resumed after {counted(documents, 'document')}, {text_bytes / 1e6:,.1f} MB"
 
 
@@ -92,7 +92,7 @@ def compilation_failed(error: Exception) -> str:
 
 
 def kernels_failed(error: Exception) -> str:
-    return f"the GPU's kernels failed ({type(error).__name__}: {error}); continuing with torch.compile"
+    return f"the Triton kernels failed ({type(error).__name__}: {error}); continuing with torch.compile"
 
 
 def picture_failed(name: str, error: Exception) -> str:
@@ -104,7 +104,7 @@ def git_refused(error: Exception) -> str:
 
 
 def best_damaged(error: Exception) -> str:
-    return f"{error}; it was the best state; the next validation replaces it"
+    return f"{error}; it was the best state, and the next validation takes its place"
 
 
 def epochs(stage: str, steps: int, count: float) -> str:
@@ -114,26 +114,27 @@ def epochs(stage: str, steps: int, count: float) -> str:
 
 
 def weight_decay(decay: float, epochs: float) -> str:
-    """The weight decay that follows from the number of epochs in which it takes matrices to 1/e."""
+    """The weight decay computed from `weight_decay_epochs`."""
     return f"weight decay {decay:.3g}, since weight_decay_epochs is {epochs:g}"
 
 
 def replay(stage: str, fraction: float) -> str:
-    """A part of the training text is that of the earlier `stage`."""
+    """Some of the sequences are from the text of the earlier `stage`."""
     return f"{100 * fraction:.3g}% of the sequences replay {stage}'s text"
 
 
 def many_epochs(stage: str, steps_per_epoch: float) -> str:
-    """The warning that a model overfits in so many epochs, with numbers that suit."""
+    """A warning that so many epochs overfit, with numbers of steps that suit the text."""
     low, high = (max(1, round(number * steps_per_epoch)) for number in SUITABLE_EPOCHS)
     return (
-        f"a model overfits in so many epochs: {low:,} to {high:,} steps ({SUITABLE_EPOCHS[0]} to {SUITABLE_EPOCHS[1]} "
-        f"epochs) would suit this text; set {stage}.steps or {stage}.epochs, or use `make repro PRESET=own-text`"
+        f"the model will overfit in that many epochs: {low:,} to {high:,} steps ({SUITABLE_EPOCHS[0]} to "
+        f"{SUITABLE_EPOCHS[1]} epochs) suit this text; set {stage}.steps or {stage}.epochs, or use "
+        "`make repro PRESET=own-text`"
     )
 
 
 def validation_stalled(validations: int, best_step: int, best: float, now: float) -> str:
-    """Training goes on, and the held-out text gets no better."""
+    """Validation has stopped improving; training continues."""
     those = f"{validations} validations" if validations > 1 else "validation"
     return (
         f"no improvement in the last {those}: best {best:.3f} bits per byte at step {best_step}, {now:.3f} now; the "
@@ -148,19 +149,20 @@ def stopped_early(stage: str, validations: int, best_step: int) -> str:
 def worse_than_start(stage: str, start: float, exported: float) -> str:
     return (
         f"models/{stage} is worse on its own held-out text than what the stage started from: {exported:.3f} bits per "
-        f"byte, {start:.3f} before; set {stage}.export to best, or lower its rate or steps"
+        f"byte, {start:.3f} before; set {stage}.export to best, or lower its learning rate or steps"
     )
 
 
 def start_is_best(stage: str, start: float, last: float) -> str:
     return (
         f"no step improved on what the stage started from ({start:.3f} bits per byte of its own held-out text, "
-        f"{last:.3f} at the end), so models/{stage} is that start; lower the rate or the steps of {stage}"
+        f"{last:.3f} at the end), so models/{stage} is the model it started from; lower {stage}'s learning rate "
+        "or steps"
     )
 
 
 def run_incomplete(error: Exception) -> str:
-    return f"MLflow lacks the tags and files of this run's end: {error}"
+    return f"MLflow is missing the final tags and files of this run: {error}"
 
 
 def checkpoint_damaged(error: Exception) -> str:
@@ -168,10 +170,10 @@ def checkpoint_damaged(error: Exception) -> str:
 
 
 def measured(name: str, seconds: float) -> str:
-    """Stage evaluate has taken one of its measurements, such as held out pretrain."""
+    """The stage evaluate has taken one of its measurements, e.g. "held out pretrain"."""
     return f"{name}: measured in {duration(seconds)}"
 
 
 def measured_before(name: str) -> str:
-    """A killed process has taken the measurement."""
-    return f"{name}: resumed, it was measured before"
+    """An earlier start of the stage took the measurement."""
+    return f"{name}: already measured before the restart"

@@ -96,7 +96,7 @@ class StageObserver:
         try:
             return (self.state.directory / PRUNED).read_text(encoding="utf-8")
         except OSError:  # not pruned
-            return re.split(", all of it saved|; `dvc repro`", text)[0]
+            return re.split("; its state is saved|; `dvc repro`", text)[0]
 
     def flush(self) -> None:
         """Send what MLflow lacks, if it answers in time, so that `identity` has the run's id."""

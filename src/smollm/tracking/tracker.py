@@ -83,11 +83,13 @@ class Tracker:
             self.flush()
             if not self.delivery.is_done:
                 outbox.add(self.delivery)
-                self._say(f"MLflow ({self.store.shown}) lacks part of this run; `make sync` sends it later")
+                self._say(f"MLflow ({self.store.shown}) is missing part of this run; `make sync` sends it later")
             elif self.delivery.page:
                 self._say(f"MLflow: {self.delivery.page}")
         except OSError as error:  # such as a full disk; the stage has done its work and must not fail
-            self._say(f"MLflow ({self.store.shown}) lacks part of this run, and the outbox does not take it: {error}")
+            self._say(
+                f"MLflow ({self.store.shown}) is missing part of this run, which cannot be put into the outbox: {error}"
+            )
         self._requests.put(None)
 
     def _send_until_flushed(self) -> None:

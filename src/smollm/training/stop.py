@@ -1,4 +1,4 @@
-"""Stopping a stage on SIGTERM or Ctrl-C: after its current step, with all of it saved."""
+"""Stopping a stage on SIGTERM or Ctrl-C: it finishes the current step and saves its state."""
 
 import signal
 import threading
