@@ -23,7 +23,7 @@ PYTEST := pytest --dist loadfile --no-loadscope-reorder
 docs_packages = $$(python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro evaluate test test-slow coverage bench bench-start check ui compare sample data docs push sync prune drop sweep publish gguf
+.PHONY: help setup repro evaluate test test-slow test-gpu coverage bench bench-start check ui compare sample data docs push sync prune drop sweep publish gguf
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test: $(ready)  ## run the fast tests (minutes)
 # in more processes than cores, since these tests also wait; without the other files, which take long to import
 test-slow: $(ready)  ## run the slow tests (about a quarter of an hour)
 	@python3 -m $(PYTEST) -n 3 -m slow $$(grep -rl --include='test_*.py' mark.slow tests | sort)
+
+test-gpu: $(ready)  ## run the tests that need one NVIDIA GPU or two (minutes)
+	@python3 -m $(PYTEST) -m gpu
 
 coverage: $(ready)  ## run all tests, and list the lines of src/smollm that none of them reaches
 	@python3 -m coverage erase
