@@ -1,6 +1,6 @@
 """Time training steps as shipped beside others', in one launch: `make bench`.
 
-    PYTHONPATH=src python3 benchmarks/training_step.py [--preset smollm-135m] [--rounds 2]
+    PYTHONPATH=src python3 benchmarks/training_step.py [--preset smollm-135m] [--rounds 2] [--variants "ours muon"]
 
 The variants take turns, round after round, each in a process of its own: what one leaves in memory, or
 the card's temperature, counts for no other. Each does full optimizer steps on random
@@ -10,6 +10,9 @@ tokens: batch to the device, forward and backward, clipping, AdamW or Muon, and 
     transformers eager     its LlamaForCausalLM, float32 weights, bf16 autocast (on a CPU: float32); fused AdamW
     transformers compiled  the same with its loss in one torch.compile
     ours adamw, ours muon  the pipeline's Trainer.take_step, on what the pipeline chooses for the device
+    ours adamw masked, ours muon masked
+                           the same with `mask_documents`, in documents of 800 tokens on average; only if
+                           `--variants` names them
 
 A step's time is the median over all rounds. First step: from before the model is built to the end of
 the first step, in the first round, with compiler caches of its own that are empty; imports are not
@@ -63,6 +66,8 @@ VARIANTS = {
     "cpu": ("transformers eager", "ours adamw", "ours muon"),
 }
 RATE = 1e-3
+DOCUMENT = 800
+"""Tokens of a document, on average."""
 ANSWER = "answer: "
 """What a line begins with that a worker writes for the process that asked."""
 
@@ -180,6 +185,9 @@ def serve(variant: str, config: Config) -> None:
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, 200 * rows * length).astype(np.uint16)
     is_ours = variant.startswith("ours")
     step: Callable[[], object] | None = None
+    if variant.endswith("masked"):
+        tokens[np.random.default_rng(1).random(len(tokens)) < 1 / DOCUMENT] = 0  # the end of a document
+        config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, mask_documents=True))
     machine.synchronize()
     print(f"{ANSWER}{{}}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
@@ -267,7 +275,7 @@ class Worker:
         self._process.communicate()
 
 
-def compare(preset: str, shapes: list[str], rounds: int, seconds: float) -> None:
+def compare(preset: str, shapes: list[str], variants: list[str], rounds: int, seconds: float) -> None:
     began = time.perf_counter()
     config = load(ROOT / "presets" / f"{preset}.yaml")
     machine = hardware.choose(config.runtime)
@@ -278,7 +286,7 @@ def compare(preset: str, shapes: list[str], rounds: int, seconds: float) -> None
         with tempfile.TemporaryDirectory() as caches:
             workers = {
                 name: Worker(["--preset", preset, "--shapes", shape, "--serve", name], f"{caches}/{index}")
-                for index, name in enumerate(VARIANTS[machine.device.type])
+                for index, name in enumerate(variants)
             }
             for worker in workers.values():  # all have started before the first turn
                 worker.answer()
@@ -295,9 +303,7 @@ def compare(preset: str, shapes: list[str], rounds: int, seconds: float) -> None
     if rate:
         print(f"bf16 product of 8192x8192x8192: {rate / 1e12:.0f} TFLOP/s")
     for shape in shapes:
-        print_table(
-            shape, {name: results[shape, name] for name in VARIANTS[machine.device.type]}, config, machine, rate
-        )
+        print_table(shape, {name: results[shape, name] for name in variants}, config, machine, rate)
     print(f"\n{time.perf_counter() - began:.0f} s in all")
 
 
@@ -337,6 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", help="smollm-135m on a GPU, tiny on a CPU, unless said otherwise")
     parser.add_argument("--shapes", help="sequences x tokens, e.g. 32x2048,32x256")
+    parser.add_argument("--variants", help="comma-separated; by default all but those with masked documents")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=2.0, help="of timed steps in a turn, five steps at least")
     parser.add_argument("--serve", metavar="VARIANT", help=argparse.SUPPRESS)
@@ -348,7 +355,9 @@ def main() -> None:
     if arguments.serve:
         serve(arguments.serve, with_shape(config, *map(int, shapes[0].split("x"))))
     else:
-        compare(preset, shapes, arguments.rounds, arguments.seconds)
+        usual = VARIANTS["cuda" if torch.cuda.is_available() else "cpu"]
+        variants = arguments.variants.split(",") if arguments.variants else list(usual)
+        compare(preset, shapes, variants, arguments.rounds, arguments.seconds)
 
 
 if __name__ == "__main__":
