@@ -20,20 +20,20 @@ class Start(Enum):
     """The weights that a stage starts from."""
 
     INITIAL = "initial"
-    """Random: pretrain's."""
+    """Random initial weights, for pretrain."""
     BEST = "best"
-    """The previous stage's with the best validation: for finetune."""
+    """The previous stage's state with the best validation, for finetune."""
     LAST = "last"
-    """The previous stage's after its last step: for finetune."""
+    """The previous stage's last state, for finetune."""
 
 
 class Export(Enum):
     """Which of a stage's states becomes its model."""
 
     BEST = "best"
-    """That with the best validation."""
+    """The state with the best validation."""
     LAST = "last"
-    """That of the last step."""
+    """The last state."""
 
 
 _BETAS = Rule(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 _RECENT = 500_000
-"""The fewest digests that are collected before they are sorted in."""
+"""At least this many digests are collected before they are merged into the sorted ones."""
 
 
 class Digests:
@@ -39,4 +39,4 @@ class Digests:
         return bool((self._sorted[np.minimum(places, len(self._sorted) - 1)] == wanted).any())
 
     def _short(self, digest: bytes) -> bytes:
-        return digest[: self._width].rstrip(b"\0")  # numpy's strings end so too
+        return digest[: self._width].rstrip(b"\0")  # as numpy's strings do

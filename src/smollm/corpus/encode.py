@@ -170,7 +170,7 @@ class Encoder:
         if self.corpus.near_duplicate_similarity is None:
             return None
         found: dict[str, Any] = {"removed": counts.documents, "removed_bytes": counts.bytes}
-        if not is_by_tail:  # else no document is held out for its key
+        if not is_by_tail:  # by tail, no document is held out because of its key
             found["held_out_with_one_in_training"] = counts.copied_documents
             found["held_out_share_with_one_in_training"] = round(counts.copied_share, 4)
         return found

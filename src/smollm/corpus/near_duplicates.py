@@ -106,7 +106,7 @@ def _outcomes(source: Source) -> Iterator[_Outcome]:
     try:
         for document in source.documents():
             yield _Outcome(replace(source.left_out), document)
-    except Exception as error:  # raised where the reading has come to it, not while it is read ahead
+    except Exception as error:  # raised when the reader reaches it, not while reading ahead
         yield _Outcome(replace(source.left_out), error=error)
 
 

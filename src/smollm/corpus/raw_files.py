@@ -23,7 +23,7 @@ def matching_files(workspace: Path, globs: tuple[str, ...], stage: str) -> list[
     setting = f"params.yaml: corpus.{stage}.files"
     matched: set[Path] = set()
     for glob in globs:
-        matches = {path for path in _candidates(workspace, glob) if not _is_passed_over(_name(path, workspace), glob)}
+        matches = {path for path in _candidates(workspace, glob) if not _is_skipped(_name(path, workspace), glob)}
         if not matches:
             raise CorpusError(f"{setting} must match files, got none for {glob!r}; put text there or fix the glob")
         matched |= matches
@@ -45,7 +45,7 @@ def _name(path: Path, workspace: Path) -> str:
     return path.relative_to(workspace).as_posix()
 
 
-def _is_passed_over(name: str, glob: str) -> bool:
+def _is_skipped(name: str, glob: str) -> bool:
     """Whether a glob skips a file: DVC's own files, and hidden ones unless the glob names them by a leading dot."""
     return name.endswith(".dvc") or ("/." in name and "/." not in glob)
 

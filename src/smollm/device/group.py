@@ -29,7 +29,7 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among those that train together, and how it talks to them."""
+    """This process's rank among those that train together, and how it communicates with them."""
 
     rank: int
     size: int
@@ -104,7 +104,7 @@ class Group:
             raise
 
     def has_rank_zero_failed(self) -> bool:
-        """Whether rank 0 has an error, which it will announce."""
+        """Whether rank 0 has failed, and will announce why."""
         try:
             return self.store is not None and self.store.check(["rank 0 failed"])
         except distributed.DistError:
@@ -121,7 +121,7 @@ class Group:
         return str(self.store.get("end"), "utf-8")
 
     def acknowledge(self) -> None:
-        """Tell the rank that announced why the group ends that this rank has passed it on; called once."""
+        """Tell the announcing rank that this one has passed on why the group ends; called once."""
         if self.store is not None:
             with suppress(distributed.DistError):
                 self.store.add("end/acknowledged", 1)
@@ -168,12 +168,12 @@ class Group:
         return values
 
     def local_slice(self, items: int) -> slice:
-        """The consecutive `items` that this rank computes: as many on every rank, but for the last ones."""
+        """Which of `items` consecutive items this rank computes: equal parts, of which the last ones may be smaller."""
         each = -(-items // self.size)
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def all_gather_rows(self, mine: Tensor, items: int) -> Tensor:
-        """All of `items` rows on every rank, of which each passes its `local_slice`."""
+        """All `items` rows on every rank; each rank passes those of its `local_slice`."""
         if self.size == 1:
             return mine
         each = -(-items // self.size)

@@ -18,8 +18,8 @@ from smollm.state.tokens import open_tokenizer, vocabulary_size
 
 _WEIGHTS = "model.safetensors"
 
-_ALIKE = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""Settings of a Hugging Face Llama that this project's always has so."""
+_FIXED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+"""Settings of Hugging Face's Llama that are the same for all models of this project."""
 
 
 def write_model(
@@ -47,7 +47,7 @@ def write_model(
         directory / "config.json",
         {
             "architectures": ["LlamaForCausalLM"],
-            **_ALIKE,
+            **_FIXED,
             **asdict(config),
             "head_dim": config.head_dim,
             **special,
@@ -102,7 +102,7 @@ def read_config(path: Path) -> ModelConfig:
     """The shape of the model whose config.json this is.
 
     Raises:
-        CheckpointError: it is no Llama's, or one of another kind than this project's.
+        CheckpointError: it is not of a Llama, or of a variant that this project does not have.
     """
     values = read_json(path)
     if not values:
@@ -118,7 +118,7 @@ def read_config(path: Path) -> ModelConfig:
     if missing:
         raise CheckpointError(f"{path}: must set {', '.join(missing)}, got a file without; name a Llama's folder")
     config = ModelConfig(**{field.name: values[field.name] for field in fields(ModelConfig)})
-    rules = {**_ALIKE, "head_dim": config.head_dim}
+    rules = {**_FIXED, "head_dim": config.head_dim}
     found = {**values, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
     for name, value in {**rules, "rope_type": "default"}.items():
         if (got := found.get(name, value)) not in (value, None):

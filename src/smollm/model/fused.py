@@ -52,13 +52,18 @@ class FusedKernels:
         """As `LlamaForCausalLM.training_loss`."""
         from smollm.model.linear_cross_entropy import LinearCrossEntropy
 
-        how = model.execution
+        execution = model.execution
         with torch.autocast(ids.device.type, enabled=False):
             x = hidden_states(model, ids, dropout=dropout)
             objective, loss = LinearCrossEntropy.apply(
-                x, model.lm_head.weight, targets.flatten(), IGNORED, how.label_smoothing, how.smoothed_ids or 0
+                x,
+                model.lm_head.weight,
+                targets.flatten(),
+                IGNORED,
+                execution.label_smoothing,
+                execution.smoothed_ids or 0,
             )
-            return objective, loss if how.label_smoothing else objective
+            return objective, loss if execution.label_smoothing else objective
 
     def logits(self, model: LlamaForCausalLM, ids: Tensor, cache: KeyValueCache) -> Tensor:
         """As `LlamaForCausalLM.forward` with a cache."""
@@ -82,21 +87,21 @@ def hidden_states(
         x = Drop.apply(x, dropout, 0)
     branch = None
     for index, layer in enumerate(body.layers):
-        inner, outer, gated, down = half_weights(layer)
+        qkv, out, gate_up, down = half_weights(layer)
         x, normed = AddNorm.apply(x, branch, layer.get_parameter("input_layernorm.weight"), config.rms_norm_eps)
-        query, key, value = RotatedHeads.apply(normed, inner, cos, sin, batch, heads)
+        query, key, value = RotatedHeads.apply(normed, qkv, cos, sin, batch, heads)
         if cache:
             key, value = cache.extend(index, where, key, value)
         mixed = functional.scaled_dot_product_attention(
             query, key, value, mask, is_causal=cache is None, enable_gqa=heads[0] != heads[1]
         )  # (B, N, T, D)
-        branch = functional.linear(mixed.transpose(1, 2).reshape(batch * time, -1), outer)
+        branch = functional.linear(mixed.transpose(1, 2).reshape(batch * time, -1), out)
         if dropout:
             branch = Drop.apply(branch, dropout, 1 + 2 * index)
         x, normed = AddNorm.apply(
             x, branch, layer.get_parameter("post_attention_layernorm.weight"), config.rms_norm_eps
         )
-        branch = GatedMLP.apply(normed, gated, down)
+        branch = GatedMLP.apply(normed, gate_up, down)
         if dropout:
             branch = Drop.apply(branch, dropout, 2 + 2 * index)
     if cache:

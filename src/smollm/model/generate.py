@@ -15,19 +15,19 @@ from smollm.model.llama import KeyValueCache, LlamaForCausalLM
 from smollm.state.tokens import special_ids, vocabulary_size
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What bytes that are not a whole character are decoded to."""
+"""What the bytes of an incomplete character are decoded to."""
 
 _WORTH_A_PASS = 4
-"""Positions that make a pass of their own worth it: on an NVIDIA GPU it takes as long as ten that are replayed."""
+"""Fewer positions than this are replayed one by one; on an NVIDIA GPU a pass takes as long as ten replays."""
 
 
 class Sampler:
     """Continues each prompt by `sample_tokens` tokens, or up to the end-of-text token.
 
-    What all prompts have is computed in one pass, unless it is too short for one. From there they advance together, one
-    position at a time: a row takes its prompt's token while it has one, and a sampled token afterwards. On an NVIDIA
-    GPU one position is captured as a CUDA graph and replayed for all: launched one by one, its hundreds of small
-    kernels take ten times as long.
+    The positions of the shortest prompt are computed in one pass, unless they are too few. From there all rows advance
+    together, one position at a time: a row takes its prompt's next token while there is one, and samples afterwards. On
+    an NVIDIA GPU one position is captured as a CUDA graph and replayed; launching its hundreds of small kernels one by
+    one would take ten times as long.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Sampler:
 
         Args:
             seed: of the choice among tokens.
-            on_progress: is given the texts after each token, without a last character whose bytes are not all there.
+            on_progress: called after each token with the texts so far, without an incomplete last character.
         """
         if self._graph is None and self.hardware.captures and not self.model.execution.sharded:
             self._graph = self._capture()

@@ -153,5 +153,5 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def _gather(tensor: Tensor) -> Tensor:
-    """All rows of it."""
+    """The whole tensor, on every process."""
     return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor

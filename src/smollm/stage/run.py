@@ -23,7 +23,7 @@ from smollm.tracking.observer import RunInputs, StageObserver
 from smollm.tracking.outbox import abandon
 
 _COLLECT_AFTER = 100_000
-"""New objects after which Python looks for garbage; MLflow, imported beside the training, makes many that stay."""
+"""New objects after which Python collects garbage. MLflow, imported during training, makes many that stay alive."""
 
 
 @dataclass
@@ -115,7 +115,7 @@ def _write_run_json(run: StageRun, identity: dict[str, Any]) -> None:
 
 def main(stage: Callable[[], None]) -> None:
     """Run a stage as a program: a user's error is one line and an exit code, never a traceback."""
-    gc.freeze()  # modules are no garbage, and looking at all of their objects takes half a second
+    gc.freeze()  # modules are never garbage, and scanning their objects takes half a second
     gc.set_threshold(_COLLECT_AFTER, 50, 100)
     gc.enable()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -129,4 +129,4 @@ def main(stage: Callable[[], None]) -> None:
         say_error(str(for_user))
         sys.exit(for_user.exit_code)
     finally:
-        gc.freeze()  # the interpreter would look at them once more before it exits
+        gc.freeze()  # else the interpreter scans them once more when it exits

@@ -76,7 +76,7 @@ def sync_directory(path: Path) -> bool:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file that a library created as private the permissions of any new file."""
+    """Give a file that a library created with private permissions those of an ordinary new file."""
     path.chmod(0o666 & ~_UMASK)
 
 
@@ -110,7 +110,7 @@ def replace_directory(source: Path, target: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Make errors of the disk name `path`, also those that a library reports as text (`... (os error 28)`).
+    """Make disk errors name `path`, including those that a library reports as text (`... (os error 28)`).
 
     Raises:
         OSError: with the number of the error and a file.

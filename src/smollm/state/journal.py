@@ -27,14 +27,14 @@ class Kind(StrEnum):
     """A training step that was not taken, because its gradient overflowed."""
     SPEED = "speed"
     RANKS = "ranks"
-    """What the processes that train together differ in."""
+    """How the ranks' speeds and memory differ."""
     VALIDATION = "validation"
     SAMPLE = "sample"
     """Texts that the model wrote."""
     HARDWARE = "hardware"
-    """What a start of the stage runs on; the newest one is current."""
+    """What the stage computes on: one record per start, of which the newest counts."""
     RESULT = "result"
-    """Numbers by MLflow's names for them."""
+    """Numbers under their MLflow names."""
     END = "end"
     """A training stage's last step, and why it is the last."""
     COMPLETE = "complete"
@@ -44,13 +44,13 @@ class Kind(StrEnum):
 
 
 _REPEATED = (Kind.EVENT, Kind.HARDWARE)
-"""Kinds of which a step may have several records."""
+"""Kinds that may have several records per step."""
 
 
 @dataclass(frozen=True)
 class Record:
     kind: str
-    """A `Kind`, or one that only another version of the code knows."""
+    """A `Kind`, or the kind of another version of the code."""
     step: int
     time: float
     """Seconds since the epoch."""
@@ -99,10 +99,10 @@ class Journal:
         self._end = end
 
     def append(self, kind: Kind, step: int, **values: object) -> None:
-        """Record `values`, unless this kind of record exists for `step` already and may only once.
+        """Record `values`, unless `step` already has a record of this kind and may have only one.
 
         Raises:
-            OSError: the disk is full, or refuses; nothing was recorded.
+            OSError: the disk is full or fails; nothing was recorded.
         """
         if kind not in _REPEATED and (kind, step) in self._seen:
             return
@@ -127,7 +127,7 @@ class Journal:
         """Flush everything recorded so far to the disk.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the disk fails.
         """
         with disk_errors(self.path):
             sync(self._file.fileno())

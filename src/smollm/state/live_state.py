@@ -1,4 +1,4 @@
-"""The live state of a stage: the folder ``.resume/<stage>/<fingerprint>/`` with all that the stage writes as it runs.
+"""The live state of a stage: the folder ``.resume/<stage>/<fingerprint>/``, with all that a running stage writes.
 
 DVC deletes a stage's outputs before it starts the stage, so everything that must survive a kill is here, where DVC does
 not look. The fingerprint is a hash of the command, dependencies and params that dvc.yaml names for the stage. A stage
@@ -29,10 +29,10 @@ _SILENT_SECONDS = 3600.0
 """How long to wait for a process of another workspace that no longer writes to the state."""
 
 _UNSEEN_SECONDS = 60.0
-"""After so long without a change, the claim of a process of another machine is ignored (file systems without locks)."""
+"""On a file system without locks: after this long without a change, another machine's claim is ignored."""
 
 _REMINDER_SECONDS = 600.0
-"""Time between two lines that say that a stage is still waiting."""
+"""Time between two reminders that a stage is still waiting."""
 
 
 class LiveState:
@@ -102,7 +102,7 @@ class LiveState:
         (self.directory / "complete").touch()
 
     def mark_incomplete(self) -> None:
-        """Have the next start continue from the last checkpoint, because the result is damaged."""
+        """Make the next start continue from the last checkpoint, because the result is damaged."""
         (self.directory / "complete").unlink(missing_ok=True)
 
     def abandoned(self) -> list[SavedState]:
@@ -139,7 +139,7 @@ class LiveState:
         return None
 
     def _lock(self) -> StateLock:
-        """Lock the state and sign the lock, after waiting for another workspace's process that computes the same.
+        """Lock the state and sign the lock, after waiting for any process of another workspace that holds it.
 
         Raises:
             StateError: that process has written nothing to the state for an hour.
@@ -183,7 +183,7 @@ class LiveState:
             self._say(f"{self.stage}: the file system of {self.directory.parent.parent} has no {lack}")
 
     def _clear(self) -> None:
-        """Remove all but the lock. `complete` goes last, so that after a kill meanwhile the state is cleared again."""
+        """Remove all but the lock. `complete` goes last: if this is killed midway, the next start clears the rest."""
         for path in sorted(self.directory.iterdir(), key=lambda path: path.name == "complete"):
             if path.name not in LOCK_FILES:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -34,7 +34,7 @@ _REQUEUE_SECONDS = 7 * 24 * 3600.0
 
 @dataclass(frozen=True)
 class SavedState:
-    """A live state as it lies on the disk, whether or not a process is using it."""
+    """A live state on the disk, whether or not a process is using it."""
 
     stage: str
     directory: Path
@@ -51,7 +51,7 @@ class SavedState:
 
     @property
     def holds_work(self) -> bool:
-        """Whether there is anything to resume from. A journal alone is nothing."""
+        """Whether there is anything to resume from. A journal alone does not count."""
         work = (path for folder in _WORK for path in _entries(self.directory / folder))
         return self.is_complete or any(not path.name.startswith(".") for path in work)
 

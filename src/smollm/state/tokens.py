@@ -24,7 +24,7 @@ SPLITS = TRAIN, VALIDATION = "train", "validation"
 """The parts of a stage's text: to train on, and held out."""
 
 BY_DOCUMENT = "by document"
-"""What a manifest says of a text that is split in the ordinary way: each document is in one split."""
+"""The manifest's `split` for a text that is split in the usual way: each document is in one split."""
 
 
 def token_directory(base: Path, stage: str) -> Path:

@@ -22,9 +22,9 @@ class Workspace:
     directory: Path
     """The working tree whose dvc.yaml, params and outputs are used."""
     root: Path
-    """The repository that outlives it: the same, but for DVC's temporary experiment folders."""
+    """The repository: the same folder, unless this is one of DVC's temporary folders for an experiment."""
     values: dict[str, Any] | None = None
-    """All params, as a stage began with them; None: as they are in the file."""
+    """All params as they were when the stage began; None: those in the file now."""
 
     @classmethod
     def find(cls, directory: Path) -> "Workspace":
@@ -41,12 +41,12 @@ class Workspace:
         return _stages((self._pipeline(name) / "dvc.yaml").read_text(encoding="utf-8"))[name]
 
     def fingerprint(self, name: str, inputs: dict[str, str | None]) -> str:
-        """Of the stage as it would run now, with these `inputs`."""
+        """The fingerprint of the stage as it would run now, with these `inputs`."""
         return fingerprint_of(self.stage(name)["cmd"], inputs, self.params(name))
 
     @property
     def name(self) -> str:
-        """Its path relative to the repository, the same after both were moved; ``.`` outside DVC's own folders."""
+        """Its path relative to the repository, which survives moving both; ``.`` outside DVC's temporary folders."""
         return os.path.relpath(os.path.realpath(self.directory), os.path.realpath(self.root))
 
     def inputs(self, name: str) -> dict[str, str | None]:
@@ -62,7 +62,7 @@ class Workspace:
             return None
         if not is_folder:
             return file_digest(absolute, "md5")
-        # what DVC passes over, .dvcignore and folders of its own, is DVC's to say
+        # DVC itself decides what to ignore: .dvcignore, and its own folders
         from dvc.fs import localfs
         from dvc.ignore import DvcIgnoreFilter
 
@@ -98,7 +98,7 @@ class Workspace:
     def _recorded(self, name: str) -> dict[str, Any]:
         """The stage's entry in dvc.lock, empty where it has none."""
         lock = self._pipeline(name) / "dvc.lock"
-        # not by PyYAML, to which DVC's `1e-05` is a text
+        # not by PyYAML, which reads DVC's `1e-05` as a string
         stages = read_values(lock).get("stages", {}) if lock.exists() else {}
         entry: dict[str, Any] = stages.get(name, {})
         return entry
@@ -116,6 +116,6 @@ def _stages(text: str) -> dict[str, dict[str, Any]]:
 
 
 def fingerprint_of(command: str, inputs: dict[str, str | None], params: dict[str, Any]) -> str:
-    """What a stage computes, in 16 hexadecimal digits."""
+    """A hash of everything that determines what a stage computes, in 16 hexadecimal digits."""
     text = json.dumps([command, inputs, params], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

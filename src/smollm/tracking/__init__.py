@@ -2,9 +2,9 @@
 
 An observer: nothing here may change an output, so no stage depends on it in dvc.yaml.
 
-- What is said: `announce` and `summary` have the lines, `console` prints them.
-- What MLflow gets: `observer` describes a stage's run, `tracker` sends it from a thread while the stage runs. A
+- Messages: `announce` and `summary` build them, `console` prints them.
+- MLflow: `observer` describes a stage's run, `tracker` sends it from a thread while the stage runs. A
   `delivery` is the run's folder with what MLflow has acknowledged; `upload` sends the rest; while MLflow does not
   answer, training continues, and what is missing waits in the `outbox` for the next stage or `make sync`.
-- What people ask for: `compare` (`make compare`) and `ui` (`make ui`).
+- Commands: `compare` (`make compare`) and `ui` (`make ui`).
 """

@@ -7,7 +7,7 @@ from smollm.tracking.console import shortened
 from smollm.tracking.provenance import differences
 
 _NAMED_EDITS = 3
-"""This many fit into the line; the others are counted."""
+"""Edits that are named in the line; further ones are only counted."""
 
 _EDIT_CHARACTERS = 60
 
@@ -16,7 +16,7 @@ def kept_state_line(state: SavedState, inputs: dict[str, str | None], params: di
     """A line on an abandoned state.
 
     Args:
-        state: of a stage that goes on, or has finished, with other inputs or params.
+        state: of a stage that now runs, or has finished, with other inputs or params.
         inputs: the digest of each of the stage's dependencies now, by path.
         params: the stage's params now.
     """

@@ -13,7 +13,7 @@ from smollm.tracking.run_record import RunDescription, RunEnd
 from smollm.tracking.tracker import Tracker
 
 PARENT = "SMOLLM_SWEEP_RUN"
-"""Names, for the stages of a trial, the run of their study, by the id of its delivery."""
+"""Environment variable that tells a trial's stages their study's run, by its delivery id."""
 
 PRUNED = "pruned"
 """A file that a sweep adds to the live state of a trial before it stops it for good, and that says why."""

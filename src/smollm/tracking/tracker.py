@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Tracker:
     """Sends a running stage's journal to MLflow, from a thread of its own.
 
-    That thread alone calls MLflow. A call that never returns holds up nothing: at the deadline the stage goes on
+    That thread alone calls MLflow. A call that never returns holds up nothing: at the deadline the stage continues
     without the thread, and what MLflow lacks is put into the outbox.
     """
 

@@ -63,7 +63,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Replay:
-    """Text of an earlier stage, which a stage reads again between its own."""
+    """An earlier stage's text, of which a stage reads some again among its own."""
 
     stage: str
     tokens: Tokens

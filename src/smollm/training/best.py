@@ -10,7 +10,7 @@ class BestValidation:
     step: int
     bits_per_byte: float
     validations_since: int = 0
-    """How many validations came after it, none of them better."""
+    """Number of validations since then, none of them better."""
 
 
 def best_after(best: BestValidation | None, step: int, bits_per_byte: float) -> BestValidation:

@@ -1,4 +1,4 @@
-"""The checkpoints of a running stage on the disk: written in the background, the newest few and the best kept."""
+"""The checkpoints of a running stage: written in the background; the newest few and the best are kept."""
 
 import shutil
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from smollm.training.checkpoint import Checkpoint, load, read_best, save, verify
 
 
 class CheckpointStore:
-    """The newest few checkpoints of a running stage, and the best for each of them, in ``<directory>/step-<step>/``.
+    """The newest checkpoints of a running stage, and the best ones that they refer to, in ``<directory>/step-<step>/``.
 
     A thread writes them, one at a time, while training continues.
     """

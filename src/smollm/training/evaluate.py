@@ -42,7 +42,7 @@ class Evaluator:
                 shape.
         """
         self.hardware, self.group = assembly.hardware, assembly.group
-        # there once and for all: a copy from ordinary host memory waits for all that a GPU still computes
+        # kept on the device: a copy from pageable host memory would wait for all of the GPU's queued work
         self.windows, self.batch = torch.from_numpy(windows).to(self.hardware.device), assembly.micro_batch
         self.text_bytes = max(1, int(token_bytes[windows[:, 1:]].sum()))
 

@@ -1,4 +1,4 @@
-"""fp16's loss scale: a gradient that overflows lowers it and its step is skipped; many that do not raise it."""
+"""fp16's loss scale: a gradient that overflows lowers it, and its step is skipped; many good steps raise it."""
 
 import torch
 
@@ -8,7 +8,7 @@ from smollm.errors import TrainingError
 from smollm.state.journal import Journal, Kind
 
 _MAX_SKIPPED = 50
-"""Skipped steps in a row before giving up: a scale of 2^16 has been halved to nothing long before."""
+"""Skipped steps in a row before giving up; long before, the initial scale of 2^16 has been halved to nothing."""
 
 
 class LossScale:
@@ -41,7 +41,7 @@ class LossScale:
         """Journal the step if it is skipped because its gradient overflowed.
 
         Raises:
-            TrainingError: too many steps in a row were.
+            TrainingError: too many steps in a row were skipped.
         """
         self._in_a_row = self._in_a_row + 1 if has_overflowed else 0
         if not has_overflowed:
