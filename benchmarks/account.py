@@ -72,7 +72,7 @@ def account(records: list[Record], published: float | None) -> dict[str, float]:
 
 
 def sample_seconds(records: list[Record]) -> float:
-    """Seconds of the samples among consecutive `records`, of whose step there is a record right before."""
+    """Seconds of the samples in `records` that directly follow another record of the same step."""
     pairs = ((before, after) for before, after in pairwise(records) if before.step == after.step)
     return sum(after.time - before.time for before, after in pairs if after.kind == Kind.SAMPLE)
 

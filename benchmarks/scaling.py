@@ -61,7 +61,7 @@ def serve(config: Config, seconds: float, profiles: bool) -> None:
 
 
 def exchange_of(step: Callable[[], object], steps: int = 3) -> tuple[float, float]:
-    """Milliseconds of a step in which GPUs exchange, and those in which they do nothing else."""
+    """Milliseconds of a step in which GPUs communicate, and those in which they only communicate."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(steps):
             step()

@@ -6,8 +6,8 @@ The corpus is made of the Python files of this environment, over and over with t
 no document is another's near-duplicate: as rows of JSON lines or Parquet, or one after the other in a single text
 file. What is timed is the pipeline's own way from files to token files. Before and after it the bare tokenizer
 encodes 20 MB of the same documents, which are in memory already, three times; the ratio is between the two rates.
-The peak of resident memory is that of the process that tokenizes and its children, with those 20 MB in it;
-another made corpus and tokenizer.
+Peak memory is the resident memory of the process that tokenizes, with those 20 MB, and its children; the corpus
+and the tokenizer are made in another process.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 PYTHONPATH=src:tests taskset -c 0 python3 benchmarks/tracking.py [--rounds 5] [--steps 200]
 
-The tiny preset's own trainer on random tokens, each round once without MLflow and once with each of:
-the repository's SQLite, a server that is not there, one that answers after five seconds; on one core, so
-that what the tracker does is time that training loses. Prints the median milliseconds a step (journal,
-samples, validation and checkpoints included in all of them), the median over the rounds of the difference
-to the same round without MLflow, and the processor time of the tracker's own threads, which varies less.
+Trains the tiny preset on random tokens; each round once without MLflow, and once each with the repository's
+SQLite, a server that is down and a server that answers after five seconds. On one core, the tracker's work is
+time that training loses. Prints the median milliseconds a step (journal, samples, validation and checkpoints
+included), the median difference to the same round without MLflow, and the processor time of the tracker's own
+threads, which varies less.
 Then stores many runs of 5000 steps as the tracker would, and times `python3 -m smollm.tracking.compare` on them.
 """
 

@@ -40,7 +40,7 @@ class NonFinite(TrainingError):
     def __init__(self, message: str, values: dict[str, Any]) -> None:
         super().__init__(message)
         self.values = values
-        """The step in numbers: its own, and those of each of its sequences."""
+        """The measurements of the step, and of each of its sequences."""
 
 
 class StorageError(PipelineError):

@@ -54,12 +54,12 @@ class _Outcome(NamedTuple):
 
 
 def found_half_the_time(bands: int, rows: int) -> float:
-    """The similarity of which half of the pairs are found; of similarity s it is 1 - (1 - s^rows)^bands of them."""
+    """The similarity at which a pair is found with probability 1/2; at similarity s that is 1 - (1 - s^rows)^bands."""
     return float((1 - 0.5 ** (1 / bands)) ** (1 / rows))
 
 
 def bands_and_rows(similarity: float) -> tuple[int, int]:
-    """The number of bands, and of hashes in each, with which half of the pairs of about this similarity are found."""
+    """The numbers of bands and of hashes per band that find about half of the pairs of this similarity."""
     shapes = [(HASHES // rows, rows) for rows in range(1, HASHES + 1)]
     return min(shapes, key=lambda shape: abs(found_half_the_time(*shape) - similarity))
 
@@ -164,7 +164,7 @@ class SimilarTexts:
         return {split for split, has in ((TRAIN, self._train.has_any(digests)), (VALIDATION, is_held_out)) if has}
 
     def leave_out(self, signature: bytes, split: str, size: int) -> None:
-        """Count a document that is left out; `split` is the one that its key is in."""
+        """Count a document that is left out; `split` is the split of its key."""
         self.counts.documents += 1
         self.counts.bytes += size
         if split == VALIDATION:

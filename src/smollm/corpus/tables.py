@@ -89,7 +89,7 @@ def _json_lines(file: TextIO, name: str) -> Iterator[Row]:
 
 
 class _JsonReader:
-    """Reads a JSON file of rows one after another, with or without line breaks inside, or of one list of rows.
+    """Reads a JSON file that holds rows one after another, which may span lines, or one list of rows.
 
     Memory holds a chunk of the file, or the longest row.
     """

@@ -130,7 +130,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:
-    """All weights, in float32, of one file or of those that an index names."""
+    """All weights in float32, from one file or from those that an index lists."""
     index = read_json(directory / f"{_WEIGHTS}.index.json").get("weight_map", {})
     weights: dict[str, Tensor] = {}
     for name in sorted(set(index.values()) or {_WEIGHTS}):

@@ -96,7 +96,7 @@ def document_mask(ids: Tensor, end: int) -> Tensor:
 
     Args:
         ids: (B, T).
-        end: the id of the end-of-text token, which belongs to the document that it ends.
+        end: the id of the end-of-text token, which is the last token of its document.
     """
     ends = (ids == end).long()
     number = ends.cumsum(1) - ends  # (B, T)

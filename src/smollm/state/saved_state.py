@@ -29,7 +29,7 @@ KEPT = 2
 """Abandoned states of a stage, the newest, that are kept once it has finished."""
 
 _REQUEUE_SECONDS = 7 * 24 * 3600.0
-"""How long the state of a queued experiment that was killed is kept, so that it resumes when it is queued again."""
+"""How long the state of a killed queued experiment is kept; queued again, the experiment resumes from it."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from smollm.tracking.run_record import Dataset
 
 
 def token_dataset(state: LiveState, stage: str, split: str, context: str) -> Dataset:
-    """A split of the text of `stage`, as the stage whose state this is uses it.
+    """A split of the text of `stage`, as another stage or `stage` itself uses it.
 
     Args:
         state: of the stage that uses it.

@@ -1,4 +1,4 @@
-"""One run on its way to MLflow: a folder of its own, so that it outlives the stage.
+"""One run on its way to MLflow: a folder, so that it outlives the stage.
 
 journal.jsonl      what happened
 description.json   name, params, tags and inputs of the run, known at its start
@@ -18,7 +18,7 @@ from smollm.tracking.run_record import Dataset, KeptCheckpoint, ModelVersion, Ru
 
 
 class Delivery:
-    """The folder of one run, and what MLflow has acknowledged of it.
+    """The folder of one run, and how much of it MLflow has acknowledged.
 
     Attributes:
         directory: the run's folder.

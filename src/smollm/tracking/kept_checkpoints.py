@@ -11,7 +11,7 @@ from smollm.tracking.run_record import KeptCheckpoint
 def kept_checkpoints(
     stage: str, records: list[Record], metrics: dict[str, Any], tags: dict[str, str]
 ) -> Iterator[KeptCheckpoint]:
-    """The last checkpoint of a stage, and its best one where that is another.
+    """The last checkpoint of a stage, and the best one if it is another.
 
     Args:
         stage: pretrain or finetune.

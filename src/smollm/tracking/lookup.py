@@ -48,7 +48,7 @@ def find_runs(store: MlflowStore, name: str) -> list[FoundRun]:
 
 
 def artifact_texts(store: MlflowStore, run_id: str, names: list[str]) -> dict[str, str]:
-    """The text of those files of a run, by name, that it has.
+    """The text of each of these files that the run has, by name.
 
     Raises:
         Exception: whatever the store, or the way to it, raises.

@@ -26,7 +26,7 @@ METRICS: dict[tuple[str, str], str] = {
     (Kind.RANKS, "least_memory_gib"): "ranks/least_memory_gib",
     (Kind.RANKS, "most_memory_gib"): "ranks/most_memory_gib",
 }
-"""By kind of record and name of the value; a `result` brings names of its own."""
+"""By kind of record and name of the value; the values of a `result` have MLflow's names already."""
 
 
 def metrics(record: Record) -> Iterator[tuple[str, float]]:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _CORPUS, _BITS_PER_BYTE = "metrics.corpus", "metrics.exported_bits_per_byte"
-"""Tags of a version: the text it was trained on, and how well it predicts what is held out of it."""
+"""Tags of a version: the text it was trained on, and its bits per byte on the held-out part."""
 
 
 BEST = "best"

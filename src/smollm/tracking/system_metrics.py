@@ -38,7 +38,7 @@ class SystemMetrics:
 
 
 class _UsedGPUs:
-    """Has MLflow's monitor, which measures all GPUs of the machine, measure those alone that the stage uses."""
+    """Restricts MLflow's monitor, which measures all GPUs of the machine, to those that the stage uses."""
 
     def __init__(self, gpu_monitor: Any) -> None:
         self._gpu_monitor = gpu_monitor

@@ -76,7 +76,7 @@ class Batches:
     """Training windows of a stage's own text and, with `replay`, of an earlier stage's.
 
     Of the sequences of all steps so far, `replay.fraction` are replayed, rounded to a whole number. They come in the
-    order in which the earlier stage read them, so that the model has seen them (if sequences are of the same length).
+    order in which the earlier stage read them, so that the model has seen them (if the sequence length is the same).
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Batches:
         return windows[:, :-1], windows[:, 1:]
 
     def places(self, step: int) -> list[tuple[Windows, int]]:
-        """The text of each sequence of step `step`, and the position at which it begins there; replayed ones last."""
+        """Text and start position of each sequence of step `step`; replayed sequences come last."""
         replayed = range(self._replayed_after(step - 1), self._replayed_after(step))
         own = range((step - 1) * self.sequences - replayed.start, step * self.sequences - replayed.stop)
         parts = ((self._own, own), (self._replayed, replayed))

@@ -38,7 +38,7 @@ def measure_sequences(model: LlamaForCausalLM, batches: Batches, step: int, hard
 
 
 def write(path: Path, values: dict[str, Any], batches: Batches, workspace: Path, tokenizer: Tokenizer) -> None:
-    """Write `values` as JSON, each of its `sequences` with its text and the documents that it is from.
+    """Write `values` as JSON, with the text and the source documents of each of its `sequences`.
 
     Args:
         path: of the JSON file.

@@ -30,7 +30,7 @@ class Publisher:
     settings: Settings
     tracking: TrackingConfig
     is_final: bool
-    """Whether no stage continues this one, so that its model is registered in MLflow."""
+    """Whether this is the last stage, whose model is registered in MLflow."""
 
     def __call__(self, run: StageRun) -> None:
         """Publish the result of `run`, whose work is complete.

@@ -134,7 +134,7 @@ class TrainingStage:
     def _initial_checkpoint(
         self, group: Group, store: CheckpointStore, warn: Callable[[str], None]
     ) -> Checkpoint | None:
-        """For rank 0: the newest checkpoint of this stage, else the one of the previous stage that it starts from."""
+        """For rank 0: the newest checkpoint of this stage, else the previous stage's that it starts from."""
         if not group.is_rank_zero:
             return None
         newest = store.newest(warn)

@@ -84,7 +84,7 @@ class Trainer:
         return self.first_step + self.done
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from `checkpoint`: one of this stage, or, at the start of this stage, one of the previous stage.
+        """Continue from `checkpoint`, of this stage or, if this stage has not begun, of the previous one.
 
         Raises:
             CheckpointError: it belongs to another model or another kind of optimizer.
@@ -179,7 +179,7 @@ class Trainer:
         return self.group.all_reduce(self._stop.received or 0, max)
 
     def _take_timed_step(self, on_pace: Callable[[float], None]) -> dict[str, float]:
-        """Take the next step at its learning rate, and count its seconds; return what is recorded of it."""
+        """Take the next step at its learning rate and time it; return the values to record."""
         training = self.settings.training
         began = time.perf_counter()
         rate = learning_rate(self.done + 1, self.settings.steps, training.optimizer.lr, training.schedule)
