@@ -55,7 +55,7 @@ class OptimizerConfig:
     weight_decay: Annotated[float | None, at_least(0)]
     """Decoupled, on matrices alone; null if `weight_decay_epochs` is set instead."""
     weight_decay_epochs: Annotated[float | None, above(0)]
-    """Passes over the stage's text after which the decay alone, at the peak rate, leaves 1/e of a matrix; null if
+    """Passes over the stage's text in which the decay alone, at the peak rate, would shrink a matrix to 1/e; null if
     `weight_decay` is set instead. The best value depends less on the size of the text (arXiv:2405.13698)."""
     embedding_weight_decay: Annotated[float | None, at_least(0)]
     """Weight decay of embedding and output projection; null: that of the other matrices."""
