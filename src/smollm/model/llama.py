@@ -338,7 +338,7 @@ class LlamaForCausalLM(nn.Module):
         return self._losses(ids, targets, seeds)
 
     def _losses(self, ids: Tensor, targets: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        # not in `training_loss`: FSDP wraps that and `loss` as forward passes, and neither may call the other
+        # not in `training_loss`: FSDP wraps that and `loss` as forward passes, so neither calls the other
         execution = self.execution
         dropout = None
         # compiled modules take a dropout that zeroes nothing too, so as to be compiled only once
