@@ -54,7 +54,7 @@ Answer = dict[str, Any]
 
 def capture(operation: Callable[[], object]) -> Callable[[], object]:
     """Replay of the operation as a CUDA graph."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -64,7 +64,12 @@ def capture(operation: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = operation()
-    return lambda: (graph.replay(), kept)
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay
 
 
 def milliseconds(operation: Callable[[], object], seconds: float) -> float:
@@ -73,7 +78,7 @@ def milliseconds(operation: Callable[[], object], seconds: float) -> float:
     began = time.perf_counter()
     while len(times) < (3 if ON_GPU else 1) or time.perf_counter() - began < seconds:
         if ON_GPU:
-            marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
             marks[0].record()
             for _ in range(10):  # the GPU waits for the host before the first
                 operation()
@@ -274,7 +279,7 @@ def versions() -> str:
 
     found = [of(package) for package in ("torch", "triton", "numpy")]
     if ON_GPU:
-        found += [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
+        found += [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]  # type: ignore[no-untyped-call]
     name = torch.cuda.get_device_name() if ON_GPU else "no GPU"
     return f"{name}, Python {sys.version.split()[0]}, {', '.join(found)}"
 

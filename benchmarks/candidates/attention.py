@@ -63,16 +63,18 @@ def causal(query: Tensor, key: Tensor, value: Tensor, _: object) -> Tensor:
 
 
 def variable_lengths(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, expand: bool) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
     if expand:
         key, value = (part.repeat_interleave(HEADS // SHARED, 1) for part in (key, value))
-    parameters = inspect.signature(varlen_attn).parameters  # other ones in each release of torch
+    attend: Any = varlen.varlen_attn
+    parameters = inspect.signature(attend).parameters  # other ones in each release of torch
     how: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
     if "enable_gqa" in parameters:
         how["enable_gqa"] = not expand
     flat = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
-    return varlen_attn(*flat, bounds, bounds, TIME, TIME, **how).unflatten(0, (BATCH, TIME)).transpose(1, 2)
+    mixed: Tensor = attend(*flat, bounds, bounds, TIME, TIME, **how)
+    return mixed.unflatten(0, (BATCH, TIME)).transpose(1, 2)
 
 
 class CudnnAttention(Function):
@@ -103,7 +105,7 @@ def cudnn(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, expand: boo
     return CudnnAttention.apply(*flat, bounds).unflatten(0, (BATCH, TIME)).transpose(1, 2)
 
 
-def flexible() -> tuple[Callable[..., Tensor], Callable[[Tensor], object]]:
+def flexible() -> tuple[Callable[..., Tensor], Callable[[Tensor], Any]]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def block_mask(ids: Tensor) -> object:
@@ -120,7 +122,7 @@ def flexible() -> tuple[Callable[..., Tensor], Callable[[Tensor], object]]:
     return torch.compile(attend, fullgraph=True, dynamic=False) if ON_GPU else attend, block_mask
 
 
-def own() -> tuple[Callable[..., Tensor], Callable[[Tensor], object], list[Choice]]:
+def own() -> tuple[Callable[..., Tensor], Callable[[Tensor], Any], list[Choice]]:
     from candidates import document_attention as kernels
 
     def attend(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
@@ -144,7 +146,8 @@ def attention(name: str) -> Variant:
     ids, choices = document_ids(), list[Choice]()
     if name in ("causal (bound)", "own, causal"):
         ids.fill_(1)
-    prepare: Callable[[Tensor], object]
+    attend: Callable[..., Tensor]
+    prepare: Callable[[Tensor], Any]
     if name.startswith("today"):
         attend, prepare = torch.compile(masked, dynamic=False) if ON_GPU else masked, partial(document_mask, end=0)
     elif name.startswith("causal"):
@@ -162,7 +165,7 @@ def attention(name: str) -> Variant:
     heads = packed.transpose(1, 2).split((HEADS, SHARED, SHARED), 1)
     query, key, value = (part.detach().requires_grad_() for part in heads)
     incoming = torch.randn(BATCH, TIME, HEADS, SIZE, generator=generator, device=DEVICE).to(DTYPE).transpose(1, 2)
-    prepared = prepare(ids)
+    prepared: Any = prepare(ids)
 
     def forward() -> Tensor:
         return attend(query, key, value, prepared)

@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
 CONFIG = load(PRESETS / "smollm-135m.yaml")
-SMALL = {"vocab_size": 8, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1}
+SMALL: dict[str, Any] = {"vocab_size": 8, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1}
 MODEL = (
     CONFIG.model if ON_GPU else dataclasses.replace(CONFIG.model, **SMALL, num_attention_heads=3, num_key_value_heads=1)
 )
