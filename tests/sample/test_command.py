@@ -133,7 +133,7 @@ def test_only_the_end_of_a_prompt_that_is_too_long_is_read(capsys: pytest.Captur
     ("arguments", "message"),
     [
         (["--prompt", ""], "--prompt: must hold a prompt, got nothing"),
-        (["--prompt-file", "none.txt"], "none.txt: must be a text in UTF-8, got: "),
+        (["--prompt-file", "none.txt"], "none.txt: must be a text in UTF-8, got: No such file or directory"),
         (["--prompt-file", "binary"], "binary: must be a text in UTF-8, got: "),
         ([], "standard input: must hold a prompt, got nothing"),
         (

@@ -179,7 +179,8 @@ def _prompt(options: argparse.Namespace) -> str | None:
         try:
             text = sys.stdin.read() if from_input else options.prompt_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name}: must be a text in UTF-8, got: {error}; name another --prompt-file") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"{name}: must be a text in UTF-8, got: {reason}; name another --prompt-file") from None
         text = text.removesuffix("\n")
     if not text:
         raise ConfigError(f'{name}: must hold a prompt, got nothing; write e.g. --prompt "def main("')
