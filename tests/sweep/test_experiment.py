@@ -11,11 +11,11 @@ from smollm.state.workspace import Workspace
 from smollm.sweep.experiment import Experiment, Validation, wait_until_ended
 
 DVC = """
-import json, os, pathlib, socket, sys, time
+import json, os, pathlib, socket, time
 state = pathlib.Path(".resume/pretrain/0123")
 holder = {"workspace": ".dvc/tmp/exps/standalone/tmp1", "pid": os.getpid(), "host": socket.gethostname()}
 (state / "lock").write_text(json.dumps(holder))
-print("Running stage 'pretrain':", *sys.argv, flush=True)
+print("Running stage 'pretrain':", os.environ["OF_DVC"], flush=True)
 time.sleep(600)
 """
 """Stands for the stage, a child of DVC's: it holds a live state until it is stopped."""
@@ -72,7 +72,9 @@ def test_a_trial_is_watched_found_again_and_stopped(experiment: Experiment, tmp_
     program.mkdir()
     (program / "__init__.py").touch()
     (program / "__main__.py").write_text(
-        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {DVC!r}, *sys.argv])\n"
+        "import os, subprocess, sys\n"
+        "os.environ['OF_DVC'] = ' '.join(sys.argv)\n"  # in its own arguments they would let it pass for DVC
+        f"subprocess.run([sys.executable, '-c', {DVC!r}])\n"
     )
     experiment.start({"pretrain.optimizer.lr": 1e-3}, {"PYTHONPATH": str(tmp_path)})
     while not experiment.has_begun:
