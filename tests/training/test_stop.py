@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
+from support.structure import ROOT
 
 from smollm.errors import STOP_TAG, Interrupted
 from smollm.training.stop import StopSignal
@@ -43,3 +46,13 @@ def test_the_line_names_what_stopped_it(number: int, step: int | None, message: 
     error = Interrupted(number, step)
     assert str(error).startswith(message)
     assert error.exit_code == exit_code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_loop_ends_a_stage_with_the_same_line_and_code(number: signal.Signals) -> None:
+    program = f"import stages, os, time; os.kill(os.getpid(), {int(number)}); time.sleep(60)"
+    variables = {**os.environ, "PYTHONPATH": "src"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True)
+    expected = Interrupted(number)
+    assert done.stderr == f"\nERROR: {expected}\n"
+    assert done.returncode == expected.exit_code
