@@ -207,13 +207,17 @@ def test_a_failed_compilation_falls_back_to_the_uncompiled_model(
     assert_not_compiled(model)
 
 
-def test_a_broken_compiler_is_survived(model_config: ModelConfig, cpu: Hardware) -> None:
+def test_a_broken_compiler_is_survived(
+    model_config: ModelConfig, cpu: Hardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model(model_config, Execution(compiled=True))
     warnings: list[str] = []
     broken = {"cpp.cxx": ("/bin/false",), "force_disable_caches": True}
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with torch._inductor.config.patch(broken):
         assert search(cpu, 4, warnings.append).run(model) == 4
-    assert len(warnings) == 1
+    (warning,) = warnings
+    assert warning.endswith(f"; continuing without it; if it worked before, remove its cache {tmp_path}")
     assert_not_compiled(model)
 
 

@@ -87,8 +87,10 @@ def pace(steps: int, seconds_per_step: float) -> str:
     return f"{more} about {duration(steps * seconds_per_step)}, at {1000 * seconds_per_step:,.4g} ms a step"
 
 
-def compilation_failed(error: Exception) -> str:
-    return f"torch.compile failed ({str(error).splitlines()[0]}); continuing without it"
+def compilation_failed(error: Exception, cache: str) -> str:
+    """`cache` is the compiler's folder, in which a process that is killed while it compiles leaves torn files."""
+    reason = str(error).splitlines()[0]
+    return f"torch.compile failed ({reason}); continuing without it; if it worked before, remove its cache {cache}"
 
 
 def kernels_failed(error: Exception) -> str:

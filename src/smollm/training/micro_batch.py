@@ -164,7 +164,7 @@ class MicroBatchSearch:
             self.warn(announce.kernels_failed(error))
             model.execute_as(replace(execution, kernels=None, compiled=True))
         elif isinstance(error, torch._inductor.exc.InductorError | torch._dynamo.exc.TorchDynamoException):
-            self.warn(announce.compilation_failed(error))
+            self.warn(announce.compilation_failed(error, torch._inductor.runtime.cache_dir_utils.cache_dir()))
             model.execute_as(replace(execution, compiled=False))
         else:
             return False
