@@ -44,7 +44,7 @@ def test_the_log_says_how_far_dvc_is_and_why_it_ended(experiment: Experiment) ->
     ("line", "was_stopped"),
     [
         ("stopped by SIGTERM; `dvc repro` continues", True),
-        ("stopped by its tag `stop` in MLflow after step 7, all of it saved; `dvc repro` continues from there", True),
+        ("stopped by its tag `stop` in MLflow after step 7; its state is saved, and `dvc repro` continues", True),
         ("pretrain: stopped by SIGTERM; `dvc repro` continues from the last checkpoint", True),
         ("the disk is full", False),
     ],
