@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.clone import Clone, shared
 from support.mlflow_runs import runs, steps
-from support.process_groups import SHARDED, clone, losses, workers
+from support.process_groups import SHARDED, clone, losses, repro_killing
 from support.training_runs import wait_for_step
 
 from smollm.device.hardware import Hardware
@@ -70,16 +70,7 @@ def test_a_killed_training_continues(gpu: Hardware, tmp_path: Path) -> None:
 
 def test_two_gpus_train_as_one_does_and_go_on_when_either_process_is_killed(two_gpus: None, tmp_path: Path) -> None:
     project = clone(tmp_path / "project", 2, **ON_GPU)
-    with project.start() as process:
-        wait_for_step(project, process, 250)
-        os.kill(workers(project)[1], signal.SIGKILL)
-        wait_for_step(project, process, 600)
-        os.kill(workers(project)[0], signal.SIGKILL)
-        output, _ = process.communicate()
-    assert process.returncode == 0, output
-    for restart in (1, 2):
-        assert f"all were restarted from the last checkpoint, restart {restart} of 3" in output
-    assert "Traceback" not in output
+    repro_killing(project, {1: 250, 0: 600})
     assert_trained_alike(project)
 
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from support.clone import Clone
 from support.mlflow_runs import runs, steps
-from support.process_groups import SHARDED, agent, clone, losses, undisturbed, wait_for_end, workers
+from support.process_groups import SHARDED, agent, clone, losses, repro_killing, undisturbed, wait_for_end, workers
 from support.training_runs import last_step, wait_for_step
 
 
@@ -73,16 +73,7 @@ def test_more_processes_train_as_one_does_and_fewer_go_on(processes: int, after:
 def test_killed_processes_are_restarted_from_the_last_checkpoint(tmp_path: Path) -> None:
     """One rank after the other."""
     project = clone(tmp_path / "project", 2)
-    with project.start() as process:
-        wait_for_step(project, process, 12)
-        os.kill(workers(project)[0], signal.SIGKILL)
-        wait_for_step(project, process, 20)
-        os.kill(workers(project)[1], signal.SIGKILL)
-        output, _ = process.communicate()
-    assert process.returncode == 0, output
-    for restart in (1, 2):
-        assert f"all were restarted from the last checkpoint, restart {restart} of 3" in output
-    assert "Traceback" not in output
+    repro_killing(project, {0: 12, 1: 20})
     assert losses(project) == losses(undisturbed(2)), "bit for bit"
     (run,) = runs(project)["pretrain"]
     assert run.info.status == "FINISHED"

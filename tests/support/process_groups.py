@@ -1,5 +1,7 @@
 """Projects whose training stages run in several processes, and the processes themselves."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -7,6 +9,7 @@ from pathlib import Path
 
 from support.clone import Clone, environment, shared
 from support.servers import free_port
+from support.training_runs import wait_for_step
 
 STEPS = 40
 
@@ -70,6 +73,19 @@ def wait_for_workers(project: Clone, count: int) -> list[int]:
 def agent(project: Clone) -> int:
     """The process that started them."""
     return int(Path(f"/proc/{workers(project)[0]}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def repro_killing(project: Clone, steps: dict[int, int]) -> None:
+    """Run `dvc repro` while each of these ranks is killed at its step of pretrain, in this order."""
+    with project.start() as process:
+        for rank, step in steps.items():
+            wait_for_step(project, process, step)
+            os.kill(workers(project)[rank], signal.SIGKILL)
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    for restart in range(1, len(steps) + 1):
+        assert f"all were restarted from the last checkpoint, restart {restart} of 3" in output
+    assert "Traceback" not in output
 
 
 def wait_for_end(project: Clone, seconds: float) -> None:
