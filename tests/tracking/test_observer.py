@@ -54,6 +54,7 @@ def test_the_run_of_a_trial_does_not_say_that_dvc_repro_continues_it(
     monkeypatch.setenv("SMOLLM_SWEEP_RUN", "sweep-rates-1")
     end_by(Interrupted(signal.SIGTERM, 7))
     end_by(SystemExit(143))
+    end_by(SystemExit(2))
     (observer.state.directory / "pruned").write_text("pruned by its study")
     end_by(Interrupted(signal.SIGTERM, 7))
     saved = "; its state is saved, and `dvc repro` continues"
@@ -62,6 +63,7 @@ def test_the_run_of_a_trial_does_not_say_that_dvc_repro_continues_it(
         f"{stopped} after step 7{saved}",
         f"{stopped} after step 7",
         stopped,
+        "SystemExit: 2",
         "Interrupted: pruned by its study",
     ]
 

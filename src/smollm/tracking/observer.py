@@ -81,8 +81,9 @@ class StageObserver:
             yield
         except BaseException as error:
             cause: BaseException = error
-            if isinstance(error, SystemExit) and isinstance(error.code, int):  # by a signal, outside the training loop
-                cause = Interrupted(error.code - 128)
+            code = error.code if isinstance(error, SystemExit) else None
+            if isinstance(code, int) and code > 128:  # by a signal, outside the training loop
+                cause = Interrupted(code - 128)
             status = "KILLED" if isinstance(cause, Interrupted) else "FAILED"
             tags = {"error": f"{type(cause).__name__}: {self._reason(cause)}"}
             self.tracker.end(RunEnd(status, time.time(), tags), artifacts)
