@@ -47,6 +47,17 @@ GONE = """
         os._exit(0)
 """
 
+BUSY = """
+    import threading
+
+    def ask():
+        while True:
+            group.store.check(["anything"])
+
+    for _ in range(3):
+        threading.Thread(target=ask, daemon=True).start()
+"""
+
 
 def errors_of_two_ranks(work: str, directory: Path, exit_code: int = 1) -> list[list[str]]:
     """The lines of error of rank 0 and of rank 1, which do this work and end with this exit code."""
@@ -81,3 +92,8 @@ def test_rank_zero_that_fails_too_reports_its_own_error_when_it_is_done(tmp_path
 
 def test_a_rank_whose_work_is_done_succeeds_whatever_becomes_of_the_others(tmp_path: Path) -> None:
     assert errors_of_two_ranks(GONE, tmp_path, exit_code=0) == [[], []]
+
+
+def test_a_rank_whose_work_is_done_succeeds_whatever_its_threads_are_doing(tmp_path: Path) -> None:
+    """At an orderly exit, Python ends a thread that is inside PyTorch in a way that aborts the process."""
+    assert errors_of_two_ranks(BUSY, tmp_path, exit_code=0) == [[], []]

@@ -50,7 +50,6 @@ def run(stage: str, runtime: RuntimeConfig, sequences: int, work: Callable[[Grou
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         run_worker(runtime, work)
-        return
     processes = count_processes(runtime, sequences)
     if processes == 1 and "PET_NNODES" not in os.environ:
         work(Group.single())

@@ -41,8 +41,8 @@ _RANK_ZERO_REPORT_SECONDS = 600.0
 """How long rank 0 may take from there to report its error: it saves, and informs MLflow."""
 
 
-def run_worker(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
-    """Call `work` in one process of the group; the first error in any of them ends all."""
+def run_worker(runtime: RuntimeConfig, work: Callable[[Group], None]) -> NoReturn:
+    """Call `work` in one process of the group, and end the process; the first error in any of them ends all."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # outside the training loop a signal simply ends the process
     watch = _Watch()
@@ -59,10 +59,14 @@ def run_worker(runtime: RuntimeConfig, work: Callable[[Group], None]) -> None:
         _fail(f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
     watch.is_ending.set()
     # All outputs are published. A failure from here on would start them all again, but other machines are done.
+    with suppress(OSError):  # nobody reads them any more
+        sys.stdout.flush()
+        sys.stderr.flush()
     timer = threading.Timer(_CLOSE_SECONDS, os._exit, (0,))
     timer.daemon = True
     timer.start()
     group.close()
+    os._exit(0)  # an orderly exit aborts where it finds a thread, such as the watch, inside PyTorch
 
 
 def _fail(message: str, trace: str = "") -> NoReturn:
