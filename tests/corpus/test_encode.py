@@ -268,6 +268,7 @@ def test_unequal_documents_are_split_at_the_end_of_all_of_them(
     assert "".join(parts) == "".join(texts[key] + END_OF_TEXT for key in dict.fromkeys(names))
     assert set(names) == set(texts)
     assert len(names) - len(texts) in (0, 1), "one document may be cut"
+    assert manifest["documents"] == len(texts), "one that is cut counts once"
     learned = "".join(training_texts(TextSource(texts), CORPUS, 1.0))
     assert "".join(texts[key] for key in dict.fromkeys(names)).startswith(learned)
     assert learned

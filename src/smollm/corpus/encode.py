@@ -112,6 +112,7 @@ class Encoder:
             hold_out_tail(train, validation, self.corpus.validation_fraction)
         manifest = {
             **self._origin(source, counts, is_by_tail),
+            "documents": documents,  # one that was cut in two is in both splits
             TRAIN: train.summary(),
             VALIDATION: validation.summary(),
             "documents_sha256": documents_sha256,

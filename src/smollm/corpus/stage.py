@@ -108,7 +108,7 @@ class TokenizeStage:
             progress.close()
         seconds = time.monotonic() - began
         counts = [manifest[split] for split in tokens.SPLITS]
-        size, documents = (sum(count[key] for count in counts) for key in ("bytes", "documents"))
+        size, documents = sum(count["bytes"] for count in counts), manifest["documents"]
         (trained_on, held_out), bytes_per_token = (count["tokens"] for count in counts), counts[0]["bytes_per_token"]
         how_split = manifest["split"]
         run.log(announce.tokens_written(stage, documents, size, trained_on, held_out, how_split, bytes_per_token))
