@@ -13,7 +13,7 @@ from smollm.config.model import ModelConfig
 from smollm.config.training import OptimizerConfig, OptimizerKind
 from smollm.errors import CheckpointError
 from smollm.model.llama import LlamaForCausalLM
-from smollm.training.optim import Muon, Optimizer
+from smollm.training.optim import Muon, Optimizer, orthogonalize
 
 MUON = OptimizerConfig(
     kind=OptimizerKind.MUON,
@@ -64,7 +64,7 @@ def hidden_matrices(model: LlamaForCausalLM) -> set[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_muon_takes_the_steps_of_torchs_muon(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    shapes = [(24, 40), (40, 24), (32, 32), (24, 40)]  # two of one shape are done together
+    shapes = [(24, 40), (40, 24), (32, 32), (24, 40), (24, 72), (72, 24)]  # two of one shape are done together
     start = [torch.randn(shape) for shape in shapes]
     ours = nn.ParameterList(value.clone() for value in start)
     theirs = nn.ParameterList(value.clone() for value in start)
@@ -91,20 +91,32 @@ def test_muon_takes_the_steps_of_torchs_muon(dtype: torch.dtype) -> None:
             assert distance.item() < 0.05, (step, tuple(mine.shape))
 
 
-def test_muon_in_float32_is_the_polynomial_applied_to_the_singular_values() -> None:
+@pytest.mark.parametrize(("steps", "columns"), [(5, 20), (5, 40), (1, 40), (7, 40)])
+def test_muon_in_float32_is_the_polynomial_applied_to_the_singular_values(steps: int, columns: int) -> None:
     torch.manual_seed(0)
-    parameter = nn.Parameter(torch.randn(12, 20))
+    parameter = nn.Parameter(torch.randn(12, columns))
     start = parameter.detach().double()
-    optimizer = Muon([parameter], MUON, MUON.lr, torch.float32)
+    optimizer = Muon([parameter], replace(MUON, newton_schulz_steps=steps), MUON.lr, torch.float32)
     take_steps(nn.ParameterList([parameter]), optimizer, range(1))
     # the first step: the momentum is 0.1 of the gradient, Nesterov's update 0.1 + 0.9 * 0.1 of it,
     # and the iterations forget the scale
     u, values, v = torch.linalg.svd(parameter.grad.double(), full_matrices=False)
     values = values / values.norm()
-    for _ in range(5):
+    for _ in range(steps):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    expected = start * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 20**0.5 * (u * values) @ v
+    expected = start * (1 - 0.01 * 0.1) - 0.01 * 0.2 * columns**0.5 * (u * values) @ v
     torch.testing.assert_close(parameter.detach().double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 192), (192, 64)], ids=str)
+def test_in_bfloat16_rounding_of_small_singular_values_is_not_magnified(shape: tuple[int, int]) -> None:
+    """Their Gram matrix has values below the rounding error of the largest one."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(2, *shape), full_matrices=False)
+    matrices = (u / torch.arange(1, 65)) @ v
+    exact = orthogonalize(matrices, 5, torch.float64)
+    error = orthogonalize(matrices, 5, torch.bfloat16) - exact
+    assert error.norm() / exact.norm() < 0.1  # 10 to 30 with one Gram matrix for all iterations
 
 
 def test_adamw_takes_the_steps_of_torchs_adamw(model_config: ModelConfig) -> None:

@@ -19,9 +19,15 @@ from smollm.model.sharding import is_sharded, local_parts, map_matrices, place_l
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
+_ITERATIONS_PER_GRAM = 3
+"""Iterations that a Gram matrix serves. Rounding in bf16 makes some of its small eigenvalues negative, and each further
+iteration multiplies those by up to 12."""
+
 
 def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """Replace the singular values of each matrix by values near 1, keeping the singular vectors.
+
+    Long matrices are iterated by their Gram matrices, which are smaller (tridao.me/blog/2026/gram-newton-schulz).
 
     Args:
         matrices: (..., rows, columns), any float dtype.
@@ -31,16 +37,33 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     Returns:
         Same shape, in `dtype`.
     """
-    a, b, c = _COEFFICIENTS
-    is_wide = matrices.shape[-2] <= matrices.shape[-1]
+    short, long = sorted(matrices.shape[-2:])
+    at_once = _ITERATIONS_PER_GRAM if long > 2 * short else 1
     # normalized before it is cast: float16 has no digits left for an update of 1e-7
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     x = x.to(dtype, memory_format=torch.contiguous_format).view(-1, *x.shape[-2:])
-    for _ in range(steps):
-        gram = x @ x.mT if is_wide else x.mT @ x  # the smaller of the two
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a) if is_wide else torch.baddbmm(x, x, polynomial, beta=a)
+    for done in range(0, steps, at_once):
+        x = _iterate(x, min(at_once, steps - done))
     return x.view(matrices.shape)
+
+
+def _iterate(x: Tensor, times: int) -> Tensor:
+    """Newton-Schulz: multiply `x`, (B, rows, columns), by a polynomial of its Gram matrix, `times` times."""
+    is_wide = x.shape[-2] <= x.shape[-1]
+    gram = x @ x.mT if is_wide else x.mT @ x  # the smaller of the two
+    product = factor = _polynomial(gram)
+    for _ in range(times - 1):
+        gram = gram @ factor @ factor
+        factor = _polynomial(gram)
+        product = product @ factor
+    return product @ x if is_wide else x @ product
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = _COEFFICIENTS
+    values = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    values.diagonal(dim1=-2, dim2=-1).add_(a)
+    return values
 
 
 class _PartialOptimizer(torch.optim.Optimizer):
