@@ -99,6 +99,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("states", nargs="*", type=Path, help="folders of .resume/")
     states: list[Path] = parser.parse_args().states or newest_states()
+    if not states:
+        raise SystemExit(".resume must hold the state of a finished stage, got none; run `dvc repro -s pretrain` first")
     titles, columns, notes = [], [], []
     for state in states:
         records = [record for record, _ in read(state / "journal.jsonl")]
