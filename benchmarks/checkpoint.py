@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.utils import clip_grad_norm_
+from training_step import with_kind
 
 from smollm.config.file import Config, load
 from smollm.device import hardware
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed alone")
     arguments = parser.parse_args()
     config = load(Path(__file__).resolve().parents[1] / "presets" / f"{arguments.preset}.yaml")
+    config = with_kind(config, config.pretrain.optimizer.kind)
     machine = hardware.choose(config.runtime)
     shutil.rmtree(arguments.directory, ignore_errors=True)
     store = CheckpointStore(arguments.directory, keep=2, fingerprint="0" * 16)

@@ -90,7 +90,7 @@ def with_shape(config: Config, rows: int, length: int) -> Config:
 
 
 def with_kind(config: Config, kind: OptimizerKind) -> Config:
-    # any weight decay takes as long as that of a preset, which may depend on the size of a text
+    """`config` with this optimizer, and a weight decay that does not depend on the size of a text."""
     optimizer = dataclasses.replace(config.pretrain.optimizer, kind=kind, weight_decay=0.1, weight_decay_epochs=None)
     return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, optimizer=optimizer))
 

@@ -116,7 +116,7 @@ def test_in_bfloat16_rounding_of_small_singular_values_is_not_magnified(shape: t
     matrices = (u / torch.arange(1, 65)) @ v
     exact = orthogonalize(matrices, 5, torch.float64)
     error = orthogonalize(matrices, 5, torch.bfloat16) - exact
-    assert error.norm() / exact.norm() < 0.1  # 10 to 30 with one Gram matrix for all iterations
+    assert error.norm() / exact.norm() < 0.1  # 1 and 11 with one Gram matrix for all iterations
 
 
 def test_adamw_takes_the_steps_of_torchs_adamw(model_config: ModelConfig) -> None:

@@ -27,7 +27,8 @@ iteration multiplies those by up to 12."""
 def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """Replace the singular values of each matrix by values near 1, keeping the singular vectors.
 
-    Long matrices are iterated by their Gram matrices, which are smaller (tridao.me/blog/2026/gram-newton-schulz).
+    Where one side is more than twice the other, most products are those of Gram matrices, which are smaller
+    (tridao.me/blog/2026/gram-newton-schulz).
 
     Args:
         matrices: (..., rows, columns), any float dtype.
