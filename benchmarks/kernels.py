@@ -1,11 +1,10 @@
 """Compare kernels that the pipeline might use with what it does today, in one launch: `python3 benchmarks/kernels.py`.
 
-    PYTHONPATH=src python3 benchmarks/kernels.py [--only documents,muon,swiglu] [--rounds 5] [--seconds 0.3]
+    PYTHONPATH=src python3 benchmarks/kernels.py [--only documents,muon] [--rounds 5] [--seconds 0.3]
 
     documents   attention of one layer with `mask_documents`, for 32x2048 tokens in documents of log-normal lengths,
                 800 tokens on average; "causal (bound)" has no documents, "own, causal" one document a sequence
     muon        Muon's update of all hidden matrices of SmolLM-135M, and the orthogonalization of each shape
-    swiglu      gate and up projection of 32x2048 tokens with SwiGLU, forward
 
 Each variant is a process of its own. All compile at the same time. Then each in turn chooses the fastest of a few
 block sizes and compares its results with float32. Then they take turns, round after round, and replay each operation
@@ -33,14 +32,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from candidates.attention import NAMES, attention
-from candidates.products import gated, muon
+from candidates import attention, muon
 from candidates.variant import ON_GPU, Variant
 
 SUBJECTS: dict[str, dict[str, Callable[[], Variant]]] = {
-    "documents": {name: partial(attention, name) for name in NAMES},
-    "muon": {name: partial(muon, name) for name in ("today", "own")},
-    "swiglu": {name: partial(gated, name) for name in ("today", "the product alone (bound)", "own")},
+    "documents": {name: partial(attention.attention, name) for name in attention.NAMES},
+    "muon": {name: partial(muon.muon, name) for name in muon.NAMES},
 }
 """The first variant of each is what the pipeline does today."""
 ANSWER = "answer: "

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from candidates.variant import BATCH, DEVICE, DTYPE, MODEL, ON_GPU, TIME, Choice, Variant, blocks, distance
 from torch import Tensor
-from torch.autograd import Function
 from torch.nn import functional
 
 from smollm.model.llama import document_mask
@@ -77,34 +76,6 @@ def variable_lengths(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, 
     return mixed.unflatten(0, (BATCH, TIME)).transpose(1, 2)
 
 
-class CudnnAttention(Function):
-    """cuDNN's attention over documents of several lengths, by torch's own operators."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
-        done = torch.ops.aten._cudnn_attention_forward(
-            query, key, value, None, bounds, bounds, TIME, TIME, True, 0.0, True, False
-        )
-        ctx.save_for_backward(query, key, value, bounds, done[0], done[1], done[6], done[7])
-        return done[0]
-
-    @staticmethod
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bounds, out, log_sums, seed, offset = ctx.saved_tensors
-        gradients = torch.ops.aten._cudnn_attention_backward(
-            incoming.contiguous(), query, key, value, out, log_sums, seed, offset, None, bounds, bounds, TIME, TIME,
-            0.0, True,
-        )  # fmt: skip
-        return *gradients, None
-
-
-def cudnn(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, expand: bool) -> Tensor:
-    if expand:
-        key, value = (part.repeat_interleave(HEADS // SHARED, 1) for part in (key, value))
-    flat = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
-    return CudnnAttention.apply(*flat, bounds).unflatten(0, (BATCH, TIME)).transpose(1, 2)
-
-
 def flexible() -> tuple[Callable[..., Tensor], Callable[[Tensor], Any]]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -154,8 +125,6 @@ def attention(name: str) -> Variant:
         attend, prepare = causal, lambda _: None
     elif name.startswith("varlen_attn"):
         attend, prepare = partial(variable_lengths, expand="expanded" in name), boundaries
-    elif name.startswith("cuDNN"):
-        attend, prepare = partial(cudnn, expand="expanded" in name), boundaries
     elif name.startswith("Flex"):
         attend, prepare = flexible()
     else:
@@ -192,6 +161,5 @@ def attention(name: str) -> Variant:
 
 
 NAMES = (
-    "today (mask)", "causal (bound)", "varlen_attn", "varlen_attn, expanded", "cuDNN, lengths",
-    "cuDNN, lengths, expanded", "FlexAttention", "own", "own, causal",
+    "today (mask)", "causal (bound)", "varlen_attn", "varlen_attn, expanded", "FlexAttention", "own", "own, causal",
 )  # fmt: skip
